@@ -1,0 +1,1 @@
+"""People, real and simulated, to rows."""

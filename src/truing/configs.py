@@ -1,0 +1,358 @@
+"""Every verb's options, once: the fields below are the command line, the YAML keys and the Python API.
+
+Imports no torch, so that ``truing VERB --help`` is quick. A docstring under a field is its help text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+def alias(*names: str) -> object:
+    """Other names under which a flag is accepted (Hugging Face users' words)."""
+    return tyro.conf.arg(aliases=[f"--{n}" for n in names])
+
+
+@dataclass(kw_only=True)
+class Common:
+    """Options of every command."""
+
+    out: Annotated[Path | None, alias("output-dir")] = None
+    """The run folder itself; without it runs/<name>."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:0, mps."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto measures a matrix product once and takes the faster."""
+    threads: int = 0
+    """CPU threads; 0 measures and chooses."""
+    json: bool = False
+    """Print the summary as JSON on stdout, everything else on stderr."""
+    dry_run: bool = False
+    """Print tokens, time and memory expected, then stop."""
+    max_time: float | None = None
+    """Stop cleanly after this many minutes with a report of what there is."""
+    debug: bool = False
+    """Show tracebacks."""
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Also send metrics to a tracker."""
+
+
+@dataclass(kw_only=True)
+class Optim:
+    """Shared by everything trained."""
+
+    learning_rate: Annotated[float, alias("lr")] = 1e-5
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine", "halve"] = "constant"
+    """Shape after warm-up; halve: the rate halves every --halve-every samples (2204.05862 App B.1)."""
+    warmup_samples: int = 0
+    """Linear warm-up over this many samples."""
+    halve_every: int = 100_000
+    """Samples after which schedule 'halve' halves the rate."""
+    weight_decay: float = 0.0
+    """AdamW weight decay (none on biases, norms, heads and embeddings)."""
+    adam_beta1: float = 0.9
+    """AdamW β1."""
+    adam_beta2: float = 0.95
+    """AdamW β2."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    save_every: Annotated[int, alias("save-steps")] = 0
+    """Steps between checkpoints; 0: about one every two minutes."""
+
+
+@dataclass(kw_only=True)
+class PMTrain(Common, Optim):
+    """Train a preference model on comparisons (2204.05862 §3, App A.2)."""
+
+    init: Annotated[str, alias("model", "model-name-or-path")]
+    """Model to start from: smollm2, a hub name, a folder, a run, a .gguf."""
+    data: Annotated[list[str], alias("train-file", "dataset-name")]
+    """Files or hub names of comparisons."""
+    eval_data: list[str] = field(default_factory=list)
+    """Held-out comparisons; without it a share of --data, split by conversation, is held out."""
+    eval_share: float = 0.1
+    """Share of conversations held out when --eval-data is not given."""
+    epochs: Annotated[int, alias("num-train-epochs")] = 1
+    """Passes over the data; the paper trains one (§20 row 31)."""
+    batch_size: Annotated[int, alias("per-device-train-batch-size")] = 32
+    """Pairs per optimiser step."""
+    max_length: int = 1024
+    """Tokens a dialogue may have; longer ones lose their beginning, never the reply."""
+    tokens_per_pack: int = 2048
+    """Token budget of one forward pass."""
+    frozen_layers: int = 0
+    """Lower layers that are kept frozen (their states are computed once per dialogue)."""
+    head_learning_rate: float | None = None
+    """Learning rate of the scalar head; default: the same as the body."""
+    learning_rate: Annotated[float, alias("lr")] = 1e-5
+    """Peak learning rate."""
+    resume_from_checkpoint: str | None = None
+    """Accepted for Hugging Face users; the same command resumes by itself."""
+
+
+@dataclass(kw_only=True)
+class PMEval(Common):
+    """Accuracy and calibration of a preference model on comparisons (2204.05862 §3.2-3.3)."""
+
+    pm: tyro.conf.Positional[str]
+    """Preference model: a run or a folder."""
+    file: tyro.conf.Positional[str]
+    """Comparisons."""
+    max_length: int = 1024
+    """Tokens a dialogue may have."""
+
+
+@dataclass(kw_only=True)
+class PPOTrain(Common, Optim):
+    """PPO against a preference model (2204.05862 §4.1, App B.1)."""
+
+    policy: Annotated[str, alias("model", "model-name-or-path")]
+    """Model to start from; its copy is the reference policy."""
+    pm: Annotated[str, alias("reward-model", "reward-model-path")]
+    """Preference model: a run or a folder."""
+    prompts: Annotated[list[str], alias("train-file", "dataset-name")]
+    """Files of prompts."""
+    eval_prompts: list[str] = field(default_factory=list)
+    """Held-out prompts on which snapshots are scored."""
+    test_pm: list[str] = field(default_factory=list)
+    """More preference models that score, never train (§20 row 28)."""
+    steps: Annotated[int, alias("max-steps")] = 32
+    """Batches of prompts."""
+    prompts_per_step: int = 8
+    """Prompts drawn per step."""
+    samples_per_prompt: int = 4
+    """Replies sampled for each."""
+    ppo_epochs: Annotated[int, alias("num-ppo-epochs")] = 2
+    """K: passes over each batch of samples."""
+    minibatches: Annotated[int, alias("num-mini-batches")] = 1
+    """Optimiser steps per pass."""
+    max_new_tokens: Annotated[int, alias("response-length")] = 128
+    """Tokens a reply may have."""
+    kl_coef: float = 0.001
+    """λ of r = PM − λ·KL(π‖π0)."""
+    clip: Annotated[float, alias("cliprange")] = 0.2
+    """PPO clip ε."""
+    gamma: float = 1.0
+    """Discount; the papers' objective needs 1."""
+    gae_lambda: Annotated[float, alias("lam")] = 0.95
+    """λ of generalised advantage estimation."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    value_learning_rate: float | None = None
+    """Learning rate of the value model; default: the policy's."""
+    temperature: float = 1.0
+    """Sampling temperature in rollouts; only 1 keeps ratio and KL consistent (§20 row 17)."""
+    top_p: float = 1.0
+    """Nucleus in rollouts; only 1 is accepted."""
+    frozen_layers: int = 0
+    """Lower layers shared, frozen, by policy, reference, value and (if equal there) PM."""
+    random_reward: bool = False
+    """Control: rewards are PM scores shuffled within each batch, so that they say nothing about the replies."""
+    eval_every: int = 0
+    """Steps between evaluations on --eval-prompts; 0: at start and end."""
+    tokens_per_pack: int = 2048
+    """Token budget of one forward pass."""
+    learning_rate: Annotated[float, alias("lr")] = 1e-6
+    """Peak learning rate of the policy."""
+    resume_from_checkpoint: str | None = None
+    """Accepted for Hugging Face users; the same command resumes by itself."""
+
+
+@dataclass(kw_only=True)
+class Sampling(Common):
+    """Sample replies from a model."""
+
+    model: tyro.conf.Positional[str]
+    """Any model name truing knows."""
+    file: tyro.conf.Positional[str]
+    """Rows with 'prompt' (text or messages)."""
+    n: int = 1
+    """Replies per prompt."""
+    pm: str | None = None
+    """Score replies with this preference model."""
+    best: bool = False
+    """Keep only the reply the preference model likes best."""
+    max_new_tokens: Annotated[int, alias("max-tokens")] = 128
+    """Tokens a reply may have."""
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    """Nucleus."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    stop: list[str] = field(default_factory=list)
+    """More stop strings."""
+
+
+@dataclass(kw_only=True)
+class Scoring(Common):
+    """Score texts with a language model (nats) or dialogues with a preference model."""
+
+    model: tyro.conf.Positional[str]
+    """Language model or preference model."""
+    file: tyro.conf.Positional[str]
+    """Rows: text; context and continuation; prompt, chosen and rejected; or dialogue."""
+    raw: bool = False
+    """Preference model: scores as the head gives them, not centred."""
+    max_length: int = 1024
+    """Preference model: tokens a dialogue may have."""
+
+
+@dataclass(kw_only=True)
+class Chat(Common):
+    """Talk with a model in the terminal."""
+
+    model: tyro.conf.Positional[str] = "smollm2"
+    """Any model name truing knows."""
+    pm: str | None = None
+    """Show this preference model's score of every reply."""
+    best_of: int = 1
+    """Sample this many replies and show the one the preference model likes best."""
+    system: str = ""
+    """System turn."""
+    max_new_tokens: int = 256
+    """Tokens a reply may have."""
+    temperature: float = 0.7
+    """Sampling temperature."""
+
+
+@dataclass(kw_only=True)
+class EloConfig(Common):
+    """Elo with intervals from comparisons (2204.05862 App B.5)."""
+
+    file: tyro.conf.Positional[str]
+    """Rows {"a","b","winner","conversation"[,"worker"]}."""
+    anchor: str | None = None
+    """Arm whose Elo is 0; default: the first in the file."""
+
+
+@dataclass(kw_only=True)
+class DataCheck(Common):
+    """What is in a file and what is wrong with it."""
+
+    file: tyro.conf.Positional[str]
+    """Any known format."""
+    strict: bool = False
+    """Exit with 3 if anything is wrong."""
+
+
+@dataclass(kw_only=True)
+class DataConvert(Common):
+    """Between formats; writes --out FILE."""
+
+    file: tyro.conf.Positional[str]
+    """Any known format."""
+    target: tyro.conf.Positional[str]
+    """File to write: .jsonl, .jsonl.gz or .parquet."""
+    to: Literal["truing", "hh", "trl"] = "truing"
+    """Columns: ours, HH two-column text, TRL conversational."""
+
+
+@dataclass(kw_only=True)
+class Doctor(Common):
+    """Versions, device, threads, dtype, memory, sandbox, cached model."""
+
+
+@dataclass(kw_only=True)
+class Runs(Common):
+    """What runs there are."""
+
+    folder: tyro.conf.Positional[str] = "runs"
+    """Folder to look in."""
+
+
+@dataclass(kw_only=True)
+class ReportConfig(Common):
+    """Rebuild or combine pages."""
+
+    runs: tyro.conf.Positional[list[str]]
+    """Run folders."""
+
+
+@dataclass(kw_only=True)
+class Compare(Common):
+    """Paired differences of two runs' numbers with intervals."""
+
+    a: tyro.conf.Positional[str]
+    """Run."""
+    b: tyro.conf.Positional[str]
+    """Run."""
+
+
+@dataclass(kw_only=True)
+class Choices(Common):
+    """Calibration on multiple choice (2207.05221 §3)."""
+
+    model: tyro.conf.Positional[str]
+    """Language model."""
+    file: tyro.conf.Positional[str]
+    """Rows {"question","choices","answer"}."""
+    shots: int = 0
+    """Solved questions shown first (taken from the file, never the question itself)."""
+    format: Literal["raw", "chat"] = "raw"
+    """raw: the paper's bytes; chat: through the model's template."""
+
+
+@dataclass(kw_only=True)
+class PTrue(Common):
+    """P(True) (2207.05221 §4)."""
+
+    model: tyro.conf.Positional[str]
+    """Language model."""
+    file: tyro.conf.Positional[str]
+    """Rows {"question","answers"}."""
+    samples: int = 5
+    """Answers brainstormed and judged per question."""
+    shots: int = 0
+    """Solved examples shown first."""
+    max_new_tokens: int = 16
+    """Tokens an answer may have."""
+    format: Literal["raw", "chat"] = "raw"
+    """raw: the paper's bytes; chat: through the model's template."""
+
+
+@dataclass(kw_only=True)
+class PIKTrain(Common, Optim):
+    """P(IK): does the model know that it knows (2207.05221 §5)."""
+
+    init: Annotated[str, alias("model", "model-name-or-path")]
+    """Language model that answers and gets the head."""
+    data: Annotated[list[str], alias("train-file", "dataset-name")]
+    """Rows {"question","answers"[,"task"]}."""
+    samples: int = 8
+    """Answers sampled per question for its label."""
+    epochs: Annotated[int, alias("num-train-epochs")] = 1
+    """Passes over the data."""
+    eval_share: float = 0.3
+    """Share of questions held out."""
+    batch_size: int = 32
+    """Questions per optimiser step."""
+    max_new_tokens: int = 16
+    """Tokens an answer may have."""
+    frozen_layers: int = 0
+    """Lower layers that are kept frozen."""
+    tokens_per_pack: int = 2048
+    """Token budget of one forward pass."""
+    head_learning_rate: float | None = None
+    """Learning rate of the scalar head; default: the same as the body."""
+    format: Literal["raw", "chat"] = "raw"
+    """raw: the paper's bytes; chat: through the model's template."""
+    learning_rate: Annotated[float, alias("lr")] = 1e-5
+    """Peak learning rate."""
+
+
+@dataclass(kw_only=True)
+class Demo(Common):
+    """The whole loop on the packaged model: simulated people, PM, RLHF, a second round, red team, honesty, one report."""
+
+    fast: bool = False
+    """At most five minutes: every stage and figure, no claims."""
+    model: str = "smollm2"
+    """Model to start from."""

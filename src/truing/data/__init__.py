@@ -1,0 +1,1 @@
+"""Outside files to our types; knows nothing about models."""

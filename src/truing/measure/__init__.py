@@ -1,0 +1,1 @@
+"""Model and data to rows; pure, no plotting, no training."""

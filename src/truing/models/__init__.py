@@ -1,0 +1,1 @@
+"""Weights in memory; knows nothing about data sets or training."""

@@ -1,0 +1,1 @@
+"""Runs to figures and one self-contained page."""

@@ -1,0 +1,1 @@
+"""Config and data to a Run; one file per thing trained."""
