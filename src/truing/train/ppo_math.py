@@ -1,0 +1,162 @@
+"""The arithmetic of PPO, pure: rewards, advantages, losses and KL estimates (2204.05862 §4.1; hh.md §8.6).
+
+Knows nothing about models or text. A batch of N replies is a rectangle [N, L] beside a bool ``mask`` that is True on
+kept reply tokens (always the first ones of a row); whatever stands elsewhere is ignored and comes out as 0.
+Log-probabilities are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def place_rewards(scores: Tensor, lp_old: Tensor, lp_ref: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """Per-token rewards: −λ(log π − log π0) on every reply token, and the score on the last one.
+
+    ``scores`` [N], the others [N, L]. Summed over a row: score − λ·k1. Raises ValueError on a reply without tokens,
+    which would have no place for its score.
+
+    >>> place_rewards(torch.tensor([1.0]), torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2).bool(), 0.5)
+    tensor([[0.5000, 1.5000]])
+    """
+    lengths = mask.sum(1)
+    if bool((lengths == 0).any()):
+        raise ValueError(f"reply {int((lengths == 0).nonzero()[0])} has no token; expected at least one (the stop)")
+    rewards = torch.where(mask, -kl_coef * (lp_old - lp_ref), 0.0)
+    rewards[torch.arange(len(scores), device=scores.device), lengths - 1] += scores.to(rewards)
+    return rewards
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimates and value targets, [N, L] each; the value after the last reply token is 0.
+
+    δ_t = r_t + γV_{t+1} − V_t;  A_t = δ_t + γλA_{t+1};  R_t = A_t + V_t (Schulman et al., 1506.02438, eq. 16).
+    """
+    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
+    advantages = torch.zeros_like(values)
+    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0.0)
+        next_value = values[:, t]
+        advantages[:, t] = next_advantage
+    return advantages, advantages + values
+
+
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """x with mean 0 and (population) standard deviation 1 over the masked cells, 0 elsewhere."""
+    cells = x[mask].double()
+    if cells.numel() == 0:
+        return torch.zeros_like(x)
+    mean, sd = cells.mean(), cells.std(unbiased=False)
+    return torch.where(mask, ((x - mean) / (sd + 1e-8)).to(x.dtype), 0.0)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over masked cells (0 if there are none); what stands elsewhere may be anything, NaN too."""
+    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def policy_loss(lp_new: Tensor, lp_old: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """−min(ratio·A, clip(ratio, 1 ± ε)·A) of each token (Schulman et al., 1707.06347, eq. 7), any shape."""
+    ratio = torch.exp(lp_new - lp_old)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def value_loss(values: Tensor, values_old: Tensor, returns: Tensor, clip: float | None = None) -> Tensor:
+    """½(V − R)² of each token; with ``clip``, the larger of it and that of V kept within ±clip of the old V."""
+    loss = (values - returns) ** 2
+    if clip is not None:
+        loss = torch.maximum(loss, (values_old + (values - values_old).clamp(-clip, clip) - returns) ** 2)
+    return 0.5 * loss
+
+
+class Losses(NamedTuple):
+    """Means over reply tokens, as scalars with gradients where there are any."""
+
+    policy: Tensor
+    value: Tensor
+    clip_fraction: Tensor
+    approx_kl: Tensor
+    max_ratio_deviation: Tensor
+
+
+def ppo_losses(
+    lp_new: Tensor,
+    lp_old: Tensor,
+    advantages: Tensor,
+    values: Tensor,
+    values_old: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    clip: float = 0.2,
+    value_clip: float | None = None,
+) -> Losses:
+    """Both PPO losses over the masked cells and what is logged beside them.
+
+    ``clip_fraction`` is the share of tokens whose ratio left 1 ± ε, ``approx_kl`` the k3 estimate of
+    KL(π_old‖π_new) per token.
+    """
+    lp_new, lp_old = torch.where(mask, lp_new, 0.0), torch.where(mask, lp_old, 0.0)
+    log_ratio = (lp_new - lp_old).detach()
+    deviation = (log_ratio.exp() - 1).abs()
+    return Losses(
+        masked_mean(policy_loss(lp_new, lp_old, advantages, clip), mask),
+        masked_mean(value_loss(values, values_old, returns, value_clip), mask),
+        masked_mean((deviation > clip).float(), mask),
+        masked_mean(log_ratio.exp() - 1 - log_ratio, mask),
+        torch.where(mask, deviation, 0.0).max(),
+    )
+
+
+class KLEstimates(NamedTuple):
+    """KL(π‖π0) per sequence in nats, [N] each, from samples of π (Schulman, joschu.net/blog/kl-approx.html)."""
+
+    k1: Tensor
+    k2: Tensor
+    k3: Tensor
+
+
+def kl_estimates(lp: Tensor, lp_ref: Tensor, mask: Tensor) -> KLEstimates:
+    """Sums over reply tokens of k1 = x, k2 = ½x², k3 = e^(−x) − 1 + x with x = log π − log π0; [N, L] → [N].
+
+    k1 and k3 are unbiased (token by token, given the sampled prefix); k3 is never negative; k2 is biased.
+    """
+    x = torch.where(mask, lp - lp_ref, 0.0)
+    return KLEstimates(x.sum(1), (0.5 * x * x).sum(1), (torch.exp(-x) - 1 + x).sum(1))
+
+
+def exact_kl(logp: Tensor, logq: Tensor) -> Tensor:
+    """Σ_v p(log p − log q) over the last dimension, in nats. Symbols that p excludes (−inf) count 0."""
+    p = logp.exp()
+    return torch.where(p > 0, p * (logp - logq), 0.0).sum(-1)
+
+
+def entropy(logp: Tensor) -> Tensor:
+    """−Σ_v p log p over the last dimension, in nats."""
+    p = logp.exp()
+    return -torch.where(p > 0, p * logp, 0.0).sum(-1)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float | None:
+    """1 − Var(R − V)/Var(R) over masked cells; None where the returns do not vary."""
+    v, r = values[mask].double(), returns[mask].double()
+    spread = r.var(unbiased=False) if r.numel() else torch.tensor(0.0)
+    if float(spread) < 1e-12:
+        return None
+    return float(1 - (r - v).var(unbiased=False) / spread)
+
+
+def distinct_bigrams(ids: Sequence[int]) -> float | None:
+    """Share of a reply's bigrams that are distinct (1: nothing repeats); None below two tokens.
+
+    >>> distinct_bigrams([1, 2, 1, 2, 1])
+    0.5
+    """
+    pairs = list(zip(ids, ids[1:], strict=False))
+    return len(set(pairs)) / len(pairs) if pairs else None
