@@ -1,0 +1,191 @@
+"""Calibration and discrimination of probabilities (2207.05221 App A)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
+
+from truing.stats.intervals import CELLS, Array, Interval, Labels, bootstrap, column, columns, mean_interval, share
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One row of a reliability table; ``low`` and ``high`` are the smallest and largest confidence in it."""
+
+    low: float
+    high: float
+    n: int
+    mean_confidence: float
+    accuracy: float
+    interval: Interval
+
+    def as_dict(self) -> dict[str, Any]:
+        """The columns of reliability.csv."""
+        return {
+            "low": self.low,
+            "high": self.high,
+            "n": self.n,
+            "mean_confidence": self.mean_confidence,
+            "accuracy": self.accuracy,
+            "accuracy_low": self.interval.low,
+            "accuracy_high": self.interval.high,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Bins of a calibration chart with its two errors (None without rows)."""
+
+    bins: tuple[Bin, ...]
+    ece: float | None
+    rms: float | None
+
+
+def _bin_of(confidence: Array, bins: int) -> Array:
+    """Bin of each row: equal counts; equal confidences share the bin of their middle rank."""
+    if bins < 1:
+        raise ValueError(f"bins is {bins}; expected at least 1.")
+    _, back, counts = np.unique(confidence, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2
+    place = (middle * bins // len(confidence)).astype(int)
+    return np.cumsum(np.diff(place, prepend=place[0]) > 0)[back]  # empty bins are skipped
+
+
+def _gaps(confidence: Array, correct: Array, bins: int) -> tuple[Array, Array]:
+    """Per bin: share of the rows, accuracy minus mean confidence."""
+    where = _bin_of(confidence, bins)
+    counts = np.bincount(where)
+    return counts / counts.sum(), np.bincount(where, correct - confidence) / counts
+
+
+def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 10, clusters: Labels = None) -> Reliability:
+    """Calibration chart over equal-count bins, ties kept together (2207.05221 A.1-A.2).
+
+    ``confidence`` and ``correct`` lie in [0, 1]; ``correct`` may be a share. Fewer distinct confidences than bins
+    give fewer bins. The result does not depend on the order of rows.
+    """
+    p, c = columns(confidence=confidence, correct=correct)
+    if not len(p):
+        return Reliability((), None, None)
+    where = _bin_of(p, bins)
+    rows = []
+    for i in range(where.max() + 1):
+        inside = where == i
+        of = None if clusters is None else [c for c, take in zip(clusters, inside, strict=True) if take]
+        right = c[inside]
+        if clusters is None and np.isin(right, (0, 1)).all():
+            interval = share(int(right.sum()), len(right))
+        else:
+            interval = mean_interval(right, of, unit="share")
+        rows.append(
+            Bin(
+                float(p[inside].min()),
+                float(p[inside].max()),
+                int(inside.sum()),
+                float(p[inside].mean()),
+                float(right.mean()),
+                interval,
+            )
+        )
+    return Reliability(tuple(rows), ece(p, c, bins), rms_calibration_error(p, c, bins))
+
+
+def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = 10) -> float | None:
+    """Expected calibration error: mean over equal-count bins of |accuracy - confidence|.
+
+    Bins are weighted by their rows, which matters only where ties make them unequal. None without rows.
+    """
+    p, c = columns(confidence=confidence, correct=correct)
+    if not len(p):
+        return None
+    weight, gap = _gaps(p, c, bins)
+    return float(weight @ np.abs(gap))
+
+
+def rms_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 10) -> float | None:
+    """Root of the mean squared gap over the same bins (2207.05221 A.2). None without rows."""
+    p, c = columns(confidence=confidence, correct=correct)
+    if not len(p):
+        return None
+    weight, gap = _gaps(p, c, bins)
+    return float(math.sqrt(weight @ gap**2))
+
+
+def ece_null(
+    confidence: ArrayLike, bins: int = 10, n_draws: int = 1000, seed: int = 0, quantile: float = 0.95
+) -> float | None:
+    """ECE that a perfectly calibrated predictor with these confidences stays below with probability ``quantile``.
+
+    Answers are drawn right with exactly their confidence; an ECE below this number is no evidence of miscalibration.
+    """
+    p = column(confidence, "confidence")
+    if not len(p):
+        return None
+    order = np.argsort(p, kind="stable")
+    p = p[order]
+    where = _bin_of(p, bins)
+    starts = np.flatnonzero(np.diff(where, prepend=-1))
+    expected = np.add.reduceat(p, starts)
+    rng = np.random.default_rng(seed)
+    draws: list[Array] = []
+    step = max(1, CELLS // len(p))
+    for start in range(0, n_draws, step):
+        right = rng.random((min(step, n_draws - start), len(p))) < p
+        draws.append(np.abs(np.add.reduceat(right, starts, axis=1, dtype=np.float64) - expected).sum(1) / len(p))
+    return float(np.quantile(np.concatenate(draws), quantile))
+
+
+def calibration(
+    confidence: ArrayLike, correct: ArrayLike, clusters: Labels = None, *, seed: int = 0, bins: int = 10
+) -> dict[str, Interval]:
+    """The numbers ``ece`` (with a bias-corrected bootstrap interval) and ``ece_null_95``."""
+    p, c = columns(confidence=confidence, correct=correct)
+    n_boot = int(min(500, max(200, 2e7 // max(1, len(p)))))
+    error = bootstrap(lambda x, y: ece(x, y, bins), [p, c], clusters, n_boot, seed, unit="probability", kind="basic")
+    if error.low is not None:
+        error = Interval(error.value, max(0.0, error.low), error.high, error.n, error.unit, error.note)
+    null = Interval(ece_null(p, bins, seed=seed), None, None, len(p), "probability", "" if len(p) else "no rows")
+    return {"ece": error, "ece_null_95": null}
+
+
+def brier(p: ArrayLike, correct: ArrayLike) -> float | None:
+    """Mean squared difference of probability and outcome, 0-1 (2207.05221 A.3). None without rows."""
+    x, c = columns(p=p, correct=correct)
+    return float(((x - c) ** 2).mean()) if len(x) else None
+
+
+def brier_constant(correct: ArrayLike) -> float | None:
+    """Brier score of the best constant, base·(1-base) for outcomes of 0 and 1. None without rows."""
+    c = column(correct, "correct")
+    return float(((c - c.mean()) ** 2).mean()) if len(c) else None
+
+
+def skill(p: ArrayLike, correct: ArrayLike) -> float | None:
+    """1 - brier/brier_constant; None where all outcomes are equal, since no predictor can then show skill."""
+    score, constant = brier(p, correct), brier_constant(correct)
+    return None if score is None or not constant else 1 - score / constant
+
+
+def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
+    """Chance that a right row scores above a wrong one, ties counting half. None if one class is empty."""
+    x, c = columns(scores=scores, labels=labels)
+    if not np.isin(c, (0, 1)).all():
+        raise ValueError("AUROC needs labels of 0 and 1; cut soft labels at a threshold first.")
+    positive = c == 1
+    n_pos, n_neg = int(positive.sum()), int((~positive).sum())
+    if not n_pos or not n_neg:
+        return None
+    return float((rankdata(x)[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
+    """Correlation; None with fewer than two rows or a constant column."""
+    a, b = columns(x=x, y=y)
+    if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
+        return None
+    return float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
