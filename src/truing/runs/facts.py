@@ -1,0 +1,127 @@
+"""What a run is (its options and data) and what surrounds it (versions, hardware, commit)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+OUTPUT_ONLY = ("out", "json", "debug", "report_to", "max_time", "dry_run", "save_every", "resume_from_checkpoint")
+_PACKAGES = ("truing", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Config values as JSON and YAML know them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """A config's options without those that only concern output, so that two equal experiments are equal."""
+    return {k: v for k, v in _plain(config).items() if k not in OUTPUT_ONLY}
+
+
+def without_home(text: str) -> str:
+    """A path with the user's home folder written ``~``."""
+    home = str(Path.home())
+    return "~" + text[len(home) :] if text == home or text.startswith(home + os.sep) else text
+
+
+def hash_data(data_files: Iterable[str | Path]) -> dict[str, str]:
+    """sha256 of each file; a name that is no local file (a hub data set) stands for itself."""
+    hashes = {}
+    for name in map(str, data_files):
+        hashes[name] = f"sha256:{_sha256(Path(name))}" if Path(name).is_file() else f"name:{name}"
+    return hashes
+
+
+def identity_of(config: Any, data: Mapping[str, str]) -> dict[str, Any]:
+    """What makes a run this run: data files stand for their content, other runs for their own hash."""
+    used = set()
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(v) for v in value]
+        if not isinstance(value, str):
+            return value
+        if value in data:
+            used.add(value)
+            return data[value]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return f"run:{json.loads((Path(value) / 'environment.json').read_text())['hash']}"
+        return without_home(value)
+
+    named = {key: name(value) for key, value in config_dict(config).items()}
+    given = sorted(data[key] for key in data if key not in used)
+    return {**named, **({"data given": given} if given else {})}
+
+
+def digest_of(verb: str, identity: Mapping[str, Any]) -> str:
+    """sha256 of a verb and an identity, in hex."""
+    return hashlib.sha256(json.dumps([verb, identity], sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, hardware and commit, as ``environment.json`` keeps them."""
+    return {"versions": versions(), "hardware": _hardware(), "git": _git()}
+
+
+def _hardware() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        model = names[0] if names else model
+    memory = None
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = {"system": platform.system(), "cpu": model, "cores": cores, "memory_gib": memory}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        facts["accelerator"] = torch.cuda.get_device_name(0)
+    return facts
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the code, and whether it was changed since; None if it is not in a repository."""
+
+    def ask(*words: str) -> str | None:
+        here = Path(__file__).resolve()
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            answer = subprocess.run(
+                ["git", "-C", str(here.parent), *words], capture_output=True, text=True, timeout=10, check=True
+            )
+            return answer.stdout.strip()
+        return None
+
+    commit = ask("rev-parse", "HEAD") if ask("ls-files", "--error-unmatch", Path(__file__).name) else None
+    return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))} if commit else None

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from truing.runs import Run, atomic_folder, atomic_write, sweep
+from truing.runs import atomic as atomic_module
+
+
+@dataclass
+class Config:
+    out: Path | None = None
+    json: bool = False
+    debug: bool = False
+    report_to: str = "none"
+    max_time: float | None = None
+    dry_run: bool = False
+    seed: int = 0
+    learning_rate: float = 3e-5
+    init: str = "smollm2"
+    data: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_name_ignores_options_that_only_concern_output() -> None:
+    a = Run.open("pm train", Config(), slug="smol/lm2")
+    assert a.path.parent == Path("runs") and a.name.startswith("pm-train-smol-lm2-")
+    same = Config(json=True, debug=True, report_to="wandb", max_time=3.0)
+    assert Run.open("pm train", same, slug="smol/lm2").path == a.path
+    assert Run.open("pm train", Config(seed=1), slug="smol/lm2").path != a.path
+    assert Run.open("pm eval", Config(), slug="smol/lm2").path != a.path
+
+
+def test_the_name_follows_the_content_of_data_not_its_place(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "x.jsonl").write_text("{}\n")
+    first = Run.open("v", Config(data=["a/x.jsonl"]), data_files=["a/x.jsonl"])
+    moved = Run.open("v", Config(data=["b/x.jsonl"]), data_files=["b/x.jsonl"])
+    assert first.path == moved.path
+    (tmp_path / "b/x.jsonl").write_text("{ }\n")
+    assert Run.open("v", Config(data=["b/x.jsonl"]), data_files=["b/x.jsonl"]).path != first.path
+    in_memory = Run.open("v", Config(), data_hashes={"comparisons": "1"})
+    assert in_memory.path != Run.open("v", Config(), data_hashes={"comparisons": "2"}).path
+
+
+def test_another_runs_folder_stands_for_its_hash(tmp_path: Path) -> None:
+    pm = Run.open("pm train", Config())
+    relative, absolute = (Run.open("v", Config(init=str(p))).path for p in (pm.path, pm.path.resolve()))
+    assert relative == absolute != Run.open("v", Config(init="elsewhere")).path
+
+
+def test_a_folder_of_another_config_is_refused_by_naming_the_keys() -> None:
+    Run.open("v", Config(out=Path("d"))).close()
+    with pytest.raises(ValueError, match="learning_rate: 3e-05 there, 0.1 now; seed: 0 there, 4 now"):
+        Run.open("v", Config(out=Path("d"), seed=4, learning_rate=0.1))
+    with pytest.raises(ValueError, match="a run of 'v', not of 'w'"):
+        Run.open("w", Config(out=Path("d")))
+    Path("e").mkdir()
+    Path("e/config.yaml").write_text("mine")
+    with pytest.raises(ValueError, match="holds config.yaml but is no run's folder"):
+        Run.open("v", Config(out=Path("e")))
+    assert Path("e/config.yaml").read_text() == "mine"
+    Path("f").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        Run.open("v", Config(out=Path("f")))
+
+
+def test_environment_and_config_say_what_was_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = tmp_path / "x.jsonl"
+    data.write_text("{}\n")
+    run = Run.open("v", Config(init=str(tmp_path / "model"), data=[str(data)]), data_files=[data])
+    text = (run.path / "environment.json").read_text()
+    facts = json.loads(text)
+    assert facts["versions"]["torch"] and facts["hardware"]["cores"] >= 1 and facts["hardware"]["memory_gib"] > 0
+    assert facts["data"]["~/x.jsonl"].startswith("sha256:") and str(tmp_path) not in text
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["learning_rate"] == 3e-5
+    assert "json" not in run.config
+
+
+def test_compute_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    @dataclass
+    class Compute:
+        device: str
+        dtype: str
+        threads: int
+        measured: dict
+
+    def choose(device: str, dtype: str, threads: int) -> Compute:
+        calls.append((device, dtype, threads))
+        return Compute("cpu", "torch.bfloat16", 2, {"float32_ms": 1.0})
+
+    module = type(sys)("truing.models.compute")
+    module.choose = choose  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "truing.models.compute", module)
+
+    @dataclass
+    class WithDevice(Config):
+        device: str = "auto"
+        dtype: str = "auto"
+        threads: int = 0
+
+    Run.open("v", WithDevice()).compute(WithDevice())
+    Run.open("v", WithDevice()).compute(WithDevice())
+    assert calls == [("auto", "auto", 0), ("cpu", "bfloat16", 2)]
+
+
+def test_numbers_notes_and_undefined_values() -> None:
+    @dataclass
+    class Interval:
+        value: float | None
+        note: str = ""
+
+        def as_dict(self) -> dict:
+            return {"value": self.value, "low": 0.1, "high": 0.3, "n": 7, "unit": "share"}
+
+    run = Run.open("v", Config())
+    assert not run.done
+    numbers = {"a": Interval(0.2), "b": Interval(None, "one class"), "c": float("nan"), "d": {"value": 1}}
+    run.stop({"a": Interval(0.1)})
+    assert run.summary()["numbers"]["a"]["value"] == 0.1 and not run.done
+    run.finish(numbers, ["hello"])
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert run.done and not (run.path / "partial.json").exists() and not (run.path / "lock").exists()
+    assert summary["numbers"]["a"] == {"value": 0.2, "low": 0.1, "high": 0.3, "n": 7, "unit": "share"}
+    assert summary["numbers"]["c"]["value"] is None
+    assert summary["numbers"]["d"] == {"value": 1, "low": None, "high": None, "n": None, "unit": ""}
+    assert summary["notes"] == ["hello", "b: one class"] and set(summary) == {"verb", "run", "numbers", "notes"}
+
+
+def test_metrics_lose_what_came_after_a_checkpoint_and_torn_lines() -> None:
+    run = Run.open("v", Config())
+    for step in range(5):
+        run.log(step, loss=float("nan") if step == 2 else step / 2)
+    run.write_samples([{"text": "a"}], step=1)
+    run.write_samples([{"text": "b"}], step=4)
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')
+    run.truncate_metrics(3)
+    assert [row["step"] for row in run.metrics()] == [0, 1, 2, 3] and run.metrics()[2]["loss"] is None
+    assert [json.loads(line)["text"] for line in (run.path / "samples.jsonl").read_text().splitlines()] == ["a"]
+    run.write_samples([{"text": "c"}], step=1)
+    assert (run.path / "samples.jsonl").read_text().count("\n") == 1
+
+
+def test_load_by_a_beginning_of_the_name() -> None:
+    a, b = Run.open("v", Config(), slug="one"), Run.open("v", Config(seed=1), slug="two")
+    assert Run.load("v-o").path == a.path and Run.load(b.path).path == b.path
+    with pytest.raises(ValueError, match="may be any of"):
+        Run.load("v-")
+    with pytest.raises(FileNotFoundError, match="Runs in runs: v-one"):
+        Run.load("w")
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys
+        from truing.runs import atomic
+        os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+        atomic.atomic_write(sys.argv[1], "new" * 100)
+    """
+    atomic_write("x.json", "old")
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code), "x.json"])
+    assert killed.returncode == -signal.SIGKILL and Path("x.json").read_text() == "old"
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/.x.json.tmp-99").write_text("half")
+    (tmp_path / "d/.model.old-99").mkdir()
+    Run.open("v", Config(out=Path("d")))
+    assert not Path("d/.x.json.tmp-99").exists() and Path("d/model").is_dir(), "swept up, put back"
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    atomic_write("x.json", "old")
+    run = Run.open("v", Config(out=Path("d")))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic_module.os, "fsync", full)
+        with pytest.raises(OSError, match="disk is full: x.json was not written"):
+            atomic_write("x.json", "new")
+        with pytest.raises(OSError, match="disk is full"), atomic_folder("model") as folder:
+            (folder / "weights").write_text("w")
+        with pytest.raises(OSError, match="disk is full"):
+            run.finish({})
+    assert Path("x.json").read_text() == "old" and not run.done
+    assert sorted(os.listdir()) == ["d", "x.json"]
+    assert sorted(os.listdir("d")) == ["config.yaml", "environment.json", "lock"]
+    run.finish({})
+    assert run.done
+
+
+def test_a_folder_is_replaced_whole_or_not() -> None:
+    with atomic_folder("m") as folder:
+        (folder / "w").write_text("1")
+    with pytest.raises(KeyboardInterrupt), atomic_folder("m") as folder:
+        (folder / "w").write_text("2")
+        raise KeyboardInterrupt
+    assert Path("m/w").read_text() == "1"
+    with atomic_folder("m") as folder:
+        (folder / "v").write_text("3")
+    assert [p.name for p in Path("m").iterdir()] == ["v"] and os.listdir() == ["m"]
+
+
+def test_two_processes_cannot_work_on_one_run_and_a_dead_one_is_taken_over() -> None:
+    code = """
+        import sys; sys.path.insert(0, sys.argv[1])
+        from test_runs import Config; from pathlib import Path; from truing.runs import Run
+        Run.open("v", Config(out=Path("d"))); print("open", flush=True); sys.stdin.read()
+    """
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", textwrap.dedent(code), here]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "open\n"
+        with pytest.raises(ValueError, match=f"worked on by process {other.pid} on"):
+            Run.open("v", Config(out=Path("d")))
+        other.kill()
+    assert str(other.pid) in Path("d/lock").read_text()
+    run = Run.open("v", Config(out=Path("d")))
+    assert str(os.getpid()) in Path("d/lock").read_text()
+    assert Run.open("v", Config(out=Path("d"))).path == run.path, "the same process may open it again"
+
+
+def count(config: Config) -> Run:
+    run = Run.open("count", config)
+    if not run.done:
+        with open("calls", "a") as file:
+            file.write(f"{config.seed}\n")
+        run.finish({"seed": config.seed})
+    return run
+
+
+def test_a_sweep_reuses_what_is_finished_here_and_in_processes() -> None:
+    configs = [Config(seed=i) for i in range(3)]
+    count(configs[1])
+    for workers in (1, 2):
+        found = sweep(count, configs, workers=workers)
+        assert [run.summary()["numbers"]["seed"]["value"] for run in found] == [0, 1, 2]
+        assert sorted(Path("calls").read_text().split()) == ["0", "1", "2"]
