@@ -1,6 +1,8 @@
 """`python -m truing`."""
 
+import sys
+
 from truing.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
