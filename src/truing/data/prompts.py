@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from truing.text import from_hh, to_hh
 from truing.types import Dialogue
@@ -58,8 +59,9 @@ def benign_sensitive_prompts() -> list[Prompt]:
 
 def _packaged(name: str) -> list[Prompt]:
     lines = (files("truing.data") / "prompts" / name).read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [Prompt(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    lists = ("keywords", "answers")
+    return [Prompt(**row | {k: tuple(row.get(k, ())) for k in lists}) for row in rows]
 
 
 def hhh_dialogues(short: bool = False) -> list[Dialogue]:
