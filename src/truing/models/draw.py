@@ -1,0 +1,160 @@
+"""How one token is drawn, from which random numbers, and when a reply is over. Knows no model and no cache."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from truing.models.tree import gather_logprobs
+from truing.text import cut_at_stop
+from truing.types import Finish, Sample
+
+
+def distribution(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Tensor:
+    """What ``draw`` draws from: non-negative weights [N, V] (temperature > 0), each row's in one order of tokens.
+
+    First ``top_k``, then ``top_p`` over what is left; rows sum to what was kept, not to 1.
+    """
+    logits = logits.float() / temperature
+    if top_k:
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    weights = logits.softmax(-1)
+    if top_p < 1:
+        ranked, order = weights.sort(dim=-1, descending=True, stable=True)
+        before = ranked.cumsum(-1) - ranked
+        weights = weights.scatter(-1, order, ranked.masked_fill(before >= top_p, 0.0))
+    return weights
+
+
+def draw(
+    logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
+) -> tuple[Tensor, Tensor]:
+    """One token per row of logits [N, V] by inversion of ``uniforms`` [N] in [0, 1), and its raw log-probability.
+
+    Log-probabilities are those of the logits themselves: temperature 1, untruncated, nats, float32.
+    """
+    logits = logits.float()
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        heights = distribution(logits, temperature, top_p, top_k).cumsum(-1)
+        # below 1 - 2^-22, the product stays below the row's total after rounding: no token of weight 0 is drawn
+        aim = uniforms.float().clamp_max(1 - 2**-22)[:, None] * heights[:, -1:]
+        tokens = torch.searchsorted(heights, aim, right=True).squeeze(-1)
+    return tokens, gather_logprobs(logits, tokens)
+
+
+@dataclass
+class Row:
+    """One reply in the making."""
+
+    request: int
+    index: int
+    prompt: tuple[int, ...]
+    seed: int
+    limit: int = 0
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: Finish = "length"
+    stream: np.ndarray | None = None
+
+    def uniform(self) -> float:
+        """The number for the next token: a function of prompt, seed and place in the reply alone."""
+        if self.stream is None:
+            digest = hashlib.blake2b(np.array(self.prompt, dtype="<i8").tobytes(), digest_size=8).digest()
+            words = [self.seed % 2**64, int.from_bytes(digest, "little")]
+            generator = np.random.Generator(np.random.Philox(key=np.array(words, dtype=np.uint64)))
+            self.stream = generator.random(self.limit)
+        return float(self.stream[len(self.ids)])
+
+
+class Ends:
+    """Decides when a reply is over. The text is decoded only after a token that could complete a stop string."""
+
+    def __init__(self, eos_ids: frozenset[int], stops: Sequence[str], decode: Callable[[list[int]], str] | None):
+        self.eos_ids, self.stops, self.decode = eos_ids, list(stops), decode or (lambda ids: "")
+        self.may_complete: dict[int, bool] = {}
+
+    def take(self, row: Row, token: int, logprob: float) -> bool:
+        """Add a drawn token to its row; True if the reply is over."""
+        row.ids.append(token)
+        row.logprobs.append(logprob)
+        if token in self.eos_ids or (self._suspect(token) and cut_at_stop(self.decode(row.ids), self.stops)[1]):
+            row.finish = "stop"
+            return True
+        return len(row.ids) >= row.limit
+
+    def _suspect(self, token: int) -> bool:
+        if token not in self.may_complete:
+            alone = self.decode([token]) if self.stops else ""
+            # alone, a token may lose a space or be part of a character: then its text says nothing
+            unsure = not alone.strip() or "\ufffd" in alone
+            self.may_complete[token] = any(unsure or stop[-1].isspace() or stop[-1] in alone for stop in self.stops)
+        return self.may_complete[token]
+
+    def sample(self, row: Row) -> Sample:
+        """The finished reply; its text without eos and without what a stop string began."""
+        said = row.ids[:-1] if row.ids and row.ids[-1] in self.eos_ids else row.ids
+        text = cut_at_stop(self.decode(said), self.stops)[0] if said else ""
+        return Sample(text, tuple(row.ids), tuple(row.logprobs), row.finish, row.seed)
+
+
+def reply_seed(seed: int, index: int) -> int:
+    """The seed of reply ``index`` to one prompt: the call's own for the first, derived from both (48 bits) after."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed} {index}".encode(), digest_size=6).digest(), "little")
+
+
+def make_rows(prompts: Sequence[Sequence[int]], n: int, seeds: int | Sequence[Sequence[int]]) -> list[Row]:
+    """One row per reply; with one seed for all, equal prompts count on, so that no two replies share a stream."""
+    if not isinstance(seeds, int) and (len(seeds) != len(prompts) or any(len(s) != n for s in seeds)):
+        raise ValueError(f"seeds must be one number, or {n} numbers for each of the {len(prompts)} prompts.")
+    rows, asked = [], Counter[tuple[int, ...]]()
+    for request, given in enumerate(prompts):
+        prompt = tuple(int(i) for i in given)
+        for index in range(n):
+            seed = reply_seed(seeds, asked[prompt] + index) if isinstance(seeds, int) else seeds[request][index]
+            rows.append(Row(request, index, prompt, seed))
+        asked[prompt] += n
+    return rows
+
+
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows whose prompts are of like length (up to 256 tokens, then within a factor of 4), longest first.
+
+    Replies to equal prompts stand side by side.
+    """
+    ordered = sorted(rows, key=lambda r: (-len(r.prompt), r.prompt, r.request, r.index))
+    return [
+        list(g) for _, g in itertools.groupby(ordered, lambda r: max(4, ((len(r.prompt) - 1).bit_length() + 1) // 2))
+    ]
+
+
+def check_settings(
+    n: int, max_tokens: int, temperature: float, top_p: float, top_k: int, stops: Sequence[str], decode: Any
+) -> None:
+    """Raises ValueError, saying what was given and what is possible."""
+    if n < 1:
+        raise ValueError(f"n is {n}; at least one reply to each prompt must be asked for.")
+    if max_tokens < 0:
+        raise ValueError(f"max_tokens is {max_tokens}; expected 0 (empty replies) or more.")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; expected 0 (the likeliest token) or a positive number.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; expected a number above 0 and up to 1 (keep every token).")
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}; expected 0 (keep every token) or a positive number.")
+    if isinstance(stops, str) or "" in stops:
+        raise ValueError("stops must be a list of non-empty strings.")
+    if stops and decode is None:
+        raise ValueError("Stop strings need `decode`, which turns token ids into text.")
