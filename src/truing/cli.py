@@ -22,7 +22,6 @@ import shlex
 import signal
 import sys
 import typing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from truing.options import Usage, fields_from_file, join_repeated, required, take_config
@@ -99,7 +98,7 @@ def explain(problem: Exception) -> str:
     if isinstance(problem, PermissionError):
         return f"no permission for {problem.filename}. Change its owner or mode, or choose another --out."
     if isinstance(problem, FileNotFoundError) and problem.filename and len(problem.args) > 1:
-        return f"there is no file {problem.filename}. Paths are relative to {Path.cwd()}."
+        return f"there is no file {problem.filename}. Paths are relative to {os.getcwd()}."
     if isinstance(problem, IsADirectoryError) and problem.filename:
         return f"{problem.filename} is a folder; a file is needed here."
     if isinstance(problem, ModuleNotFoundError) and not (problem.name or "truing").startswith("truing"):
@@ -154,11 +153,9 @@ def find_verb(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _near_verbs(word: str) -> list[str]:
-    near = difflib.get_close_matches(word, [*VERBS, *GROUPS], 2)
-    if near:
-        return near
-    last = difflib.get_close_matches(word, [v.split()[-1] for v in VERBS], 1)
-    return [v for v in VERBS if v.split()[-1] in last]
+    whole = difflib.get_close_matches(word, [*VERBS, *GROUPS], 2)
+    last = difflib.get_close_matches(word, [v.split()[-1] for v in VERBS], 1, 0.75)
+    return list(dict.fromkeys([*whole, *(v for v in VERBS if v.split()[-1] in last)]))[:3]
 
 
 def _no_verb(name: str, near: list[str], help_command: str) -> str:
@@ -211,38 +208,45 @@ def call(name: str, verb: Verb, config: Any) -> int:
         result = fn(config)
         if result is None:
             return 0
-        if isinstance(result, dict) and config.out is not None and not config.dry_run and name in NO_RUN:
-            _keep(name, config, result)
         run = None if isinstance(result, dict) else result
-        if run is not None and run.done:
-            from truing.report.page import build
-
-            build(run.path)
+        if run is not None:
+            summary, result = run.summary(), {}
+            _build(run)
+        else:
+            summary = as_summary(name, result)
+            if config.out is not None and name in NO_RUN and not config.dry_run:
+                run = _keep(name, config, summary)
+    _print(name, config, summary, result, run)
     if run is not None and not run.done:
-        _say(f"Stopped before the end; the same command goes on from {run.path}.")
-        return 0
-    summary = run.summary() if run is not None else as_summary(name, result)
-    _print(name, config, summary, result if run is None else {}, run)
-    return 3 if isinstance(result, dict) and result.get("failed") else 0
+        _say("Stopped before the end; the same command goes on from there.")
+    return 3 if result.get("failed") else 0
 
 
 def as_summary(name: str, result: dict[str, Any]) -> dict[str, Any]:
     """A dict result in the form of ``summary.json``."""
-    numbers = {k: v if isinstance(v, dict) else v.as_dict() for k, v in result.get("numbers", {}).items()}
-    run = str(result["run"]) if result.get("run") else None
-    return {"verb": name, "run": run, "numbers": numbers, "notes": list(result.get("notes", ()))} | result.get(
-        "more", {}
-    )
+    from truing.runs.atomic import number_row
+
+    numbers = {k: number_row(v) for k, v in result.get("numbers", {}).items()}
+    notes = list(result.get("notes", ()))
+    return {"verb": name, "run": None, "numbers": numbers, "notes": notes} | result.get("more", {})
 
 
-def _keep(name: str, config: Any, result: dict[str, Any]) -> None:
+def _build(run: Any) -> None:
     from truing.report.page import build
+
+    build(run.path)
+
+
+def _keep(name: str, config: Any, summary: dict[str, Any]) -> Any:
+    """Make a run of a result that has none, because --out asks for it."""
     from truing.runs import Run
 
-    run = Run.open(name, config)
-    run.finish(result.get("numbers", {}), list(result.get("notes", ())))
-    result["run"] = run.path
-    build(run.path)
+    files = [str(f) for f in [getattr(config, "file", None)] if f]
+    run = Run.open(name, config, data_files=files)
+    run.finish(summary["numbers"], summary["notes"])
+    summary["run"] = str(run.path)
+    _build(run)
+    return run
 
 
 def _print(name: str, config: Any, summary: dict[str, Any], result: dict[str, Any], run: Any) -> None:
@@ -261,31 +265,15 @@ def _print(name: str, config: Any, summary: dict[str, Any], result: dict[str, An
     if "table" in result:
         _table(result["table"]["columns"], result["table"]["rows"])
     elif summary["numbers"]:
-        _table(
-            ("number", "value", "95% interval", "n", "unit"), [number_row(k, v) for k, v in summary["numbers"].items()]
-        )
+        from truing.report.numbers import number_cells
+
+        cells = [number_cells(k, v) for k, v in summary["numbers"].items()]
+        _table(("number", "value", "95% interval", "n", "unit"), cells)
     for note in summary["notes"]:
         print(f"Note: {note}")
-    where = run.path if run is not None else result.get("run")
-    if where:
-        print(f"Run:  {where}\nPage: {Path(where) / 'report.html'}")
+    if run is not None:
+        print(f"Run:  {run.path}\nPage: {run.path / 'report.html'}")
     sys.stdout.flush()
-
-
-def number_row(name: str, number: dict[str, Any]) -> list[str]:
-    """Cells of one number: name, value, interval, n, unit."""
-    low, high, n = number.get("low"), number.get("high"), number.get("n")
-    interval = "" if low is None or high is None else f"{digits(low)} … {digits(high)}"
-    return [name, digits(number.get("value")), interval, "" if n is None else f"{n:,}", number.get("unit") or ""]
-
-
-def digits(value: Any) -> str:
-    """A number to read: four significant digits, whole numbers whole, – for undefined."""
-    if value is None:
-        return "–"
-    if isinstance(value, int) or float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def _table(columns: typing.Sequence[str], rows: typing.Sequence[typing.Sequence[str]]) -> None:

@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFo
 INK, GRID, PAPER = "#24292f", "#d8dee4", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
 MARKS = "osD^vPX*"
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 11,
@@ -77,7 +77,7 @@ def _one(width: float = 6.0, height: float = 3.8) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def bounds(number: Any) -> tuple[float | None, float | None, float | None]:
+def bounds(number: Any) -> tuple[Any, Any, Any]:
     """Value, low and high of an Interval, its dict, a plain number, or None."""
     if isinstance(number, Mapping):
         return number.get("value"), number.get("low"), number.get("high")
@@ -136,40 +136,33 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], *, x:
     return figure
 
 
-def _bin(row: Any, key: str) -> Any:
-    return row.get(key) if isinstance(row, Mapping) else getattr(row, key, None)
+def _bin(row: Any) -> tuple[float, float, Any, Any, float]:
+    """Confidence, accuracy, low, high and n of a ``stats.Bin`` or of a dict with its names."""
+    if not isinstance(row, Mapping):
+        return row.mean_confidence, row.accuracy, row.interval.low, row.interval.high, row.n
+    return row["mean_confidence"], row["accuracy"], row.get("accuracy_low"), row.get("accuracy_high"), row["n"]
 
 
 @_styled
 def reliability_diagram(series: Mapping[str, Sequence[Any]] | Sequence[Any], *, title: str = "") -> Figure:
     """Accuracy against confidence per bin, over the share of answers in each bin.
 
-    A series is a list of ``stats.Bin`` or of dicts with mean_confidence, accuracy, n and, if known, interval or
-    accuracy_low and accuracy_high. Bars of uncertainty are 95% intervals.
+    A series is a list of ``stats.Bin``, or of dicts with mean_confidence, accuracy, n and, if known, accuracy_low and
+    accuracy_high. Bars of uncertainty are 95% intervals.
     """
-    named = series if isinstance(series, Mapping) else {"": series}
+    named = series if isinstance(series, Mapping) else {"model": series}
     figure = Figure(figsize=(5.2, 5.4), layout="constrained")
     top, low = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     top.plot([0, 1], [0, 1], "--", color=INK, lw=1, alpha=0.6, label="perfectly calibrated")
     for i, (label, bins) in enumerate(named.items()):
-        xs = [float(_bin(b, "mean_confidence")) for b in bins]
-        for j, (x, b) in enumerate(zip(xs, bins, strict=True)):
-            y = float(_bin(b, "accuracy"))
-            interval = bounds(_bin(b, "interval"))[1:] if _bin(b, "interval") is not None else (None, None)
-            ends = interval if interval[0] is not None else (_bin(b, "accuracy_low"), _bin(b, "accuracy_high"))
-            top.errorbar(
-                x,
-                y,
-                yerr=_error(y, *(None if e is None else float(e) for e in ends)),
-                fmt=MARKS[i % len(MARKS)],
-                ms=6,
-                capsize=2.5,
-                color=COLOURS[i % len(COLOURS)],
-                label=(label or "model") if j == 0 else None,
-            )
-        counts = np.array([float(_bin(b, "n")) for b in bins])
-        shift = (i - (len(named) - 1) / 2) * 0.012
-        low.bar(np.array(xs) + shift, counts / max(1.0, counts.sum()), width=0.012, color=COLOURS[i % len(COLOURS)])
+        colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
+        rows = [_bin(b) for b in bins]
+        for x, y, down, up, _ in rows:
+            top.errorbar(x, y, yerr=_error(y, down, up), fmt=mark, ms=6, capsize=2.5, color=colour)
+        top.plot([], [], mark, color=colour, label=label)
+        counts = np.array([r[4] for r in rows], float)
+        middles = np.array([r[0] for r in rows], float) + (i - (len(named) - 1) / 2) * 0.012
+        low.bar(middles, counts / max(1.0, counts.sum()), width=0.012, color=colour)
     top.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share right")
     top.set_title(title)
     _legend(figure, top)
@@ -298,7 +291,15 @@ def matrix_heatmap(
             text = format(value, form) if known_cell else "–"
             if n is not None:
                 text += f"\nn = {n[i][j]}"
-            axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color="#fdfdfd" if dark else "#101214")
+            axes.text(
+                j,
+                i,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color=INK if not known_cell else "#fdfdfd" if dark else "#101214",
+            )
     axes.set_xticks(range(len(columns)), columns, rotation=30 if max(map(len, columns)) > 12 else 0)
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(visible=False)
@@ -314,7 +315,7 @@ def histogram_pair(
     """Two distributions over the same bins, as shares, with their means."""
     figure, axes = _one()
     both = np.concatenate([np.asarray(a, float), np.asarray(b, float)])
-    edges = np.histogram_bin_edges(both, bins=min(30, max(5, int(math.sqrt(len(both))))))
+    edges = np.histogram_bin_edges(both, bins=min(30, max(5, int(math.sqrt(len(both)))))).tolist()
     for values, label, colour in zip((a, b), labels, COLOURS, strict=False):
         x = np.asarray(values, float)
         if not len(x):
@@ -340,22 +341,12 @@ def length_matched(
     """
     figure, axes = _one()
     for i, key in enumerate(("a", "b")):
+        axes.plot([], [], MARKS[i], color=COLOURS[i], label=labels[i])
         for j, row in enumerate(bins):
             value, low, high = bounds(row.get(key))
-            if value is None:
-                continue
-            axes.errorbar(
-                j + (i - 0.5) * 0.24,
-                value,
-                yerr=_error(value, low, high),
-                fmt=MARKS[i],
-                ms=6,
-                capsize=3,
-                color=COLOURS[i],
-                label=labels[i]
-                if j == next(k for k, r in enumerate(bins) if bounds(r.get(key))[0] is not None)
-                else None,
-            )
+            if value is not None:
+                x = j + (i - 0.5) * 0.24
+                axes.errorbar(x, value, yerr=_error(value, low, high), fmt=MARKS[i], ms=6, capsize=3, color=COLOURS[i])
     ticks = [f"{r['label']}\nn = {r.get('n_a', '–')}, {r.get('n_b', '–')}" for r in bins]
     axes.set_xticks(range(len(bins)), ticks)
     axes.set(xlim=(-0.5, len(bins) - 0.5), ylabel=ylabel)

@@ -1,0 +1,57 @@
+"""The figures a run's own files call for: training curves, reliability diagrams, an Elo ladder.
+
+Knows file formats and column names, no run and no page; recipes draw their own figures beside these.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from truing.report import figures
+from truing.runs.atomic import read_rows
+
+MOST_CURVES = 12
+NOT_DRAWN = ("step", "samples", "samples_seen", "seconds", "time", "epoch")
+
+
+def draw(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Draw what the files in a run folder call for into ``figures/``: dicts of file, caption and alt text."""
+    found = [_reliability(folder, path) for path in sorted(folder.glob("*reliability*.csv"))]
+    return [f for f in [_ladder(folder, summary), *found, _curves(folder)] if f]
+
+
+def _ladder(folder: Path, summary: Mapping[str, Any]) -> dict[str, str] | None:
+    ratings = {k.removeprefix("elo/"): v for k, v in summary.get("numbers", {}).items() if k.startswith("elo/")}
+    if summary.get("verb") != "elo" or not ratings:
+        return None
+    figures.save(figures.elo_ladder(ratings), folder / "figures", "elo")
+    best = max((k for k in ratings if ratings[k]["value"] is not None), key=lambda k: ratings[k]["value"], default="–")
+    return {"file": "elo.svg", "caption": "Elo of each arm with its 95% interval.", "alt": f"Elo ladder; {best} on top"}
+
+
+def _reliability(folder: Path, path: Path) -> dict[str, str] | None:
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"mean_confidence", "accuracy", "n"} <= rows[0].keys():
+        return None
+    bins: list[dict[str, Any]] = [{k: float(v) for k, v in row.items() if v} for row in rows]
+    figures.save(figures.reliability_diagram([b for b in bins if b["n"]]), folder / "figures", path.stem)
+    n = int(sum(b["n"] for b in bins))
+    caption = f"Share right against confidence in bins of equal size, n = {n:,} ({path.name}). Bars: 95% intervals."
+    return {"file": f"{path.stem}.svg", "caption": caption, "alt": "Reliability diagram"}
+
+
+def _curves(folder: Path) -> dict[str, str] | None:
+    """Curves of everything logged at three or more steps."""
+    rows = read_rows(folder / "metrics.jsonl")
+    names = dict.fromkeys(k for row in rows for k in row if k not in NOT_DRAWN)
+    keys = [k for k in names if len({r.get("step") for r in rows if isinstance(r.get(k), int | float)}) > 2]
+    if not keys:
+        return None
+    figures.save(figures.learning_curve(rows, keys[:MOST_CURVES]), folder / "figures", "curves")
+    left = f" Not drawn: {', '.join(keys[MOST_CURVES:])}." if keys[MOST_CURVES:] else ""
+    alt = f"Curves of {', '.join(keys[:MOST_CURVES])}"
+    return {"file": "curves.svg", "caption": f"What was logged at each step (metrics.jsonl).{left}", "alt": alt}
