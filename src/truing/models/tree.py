@@ -98,7 +98,8 @@ def pack(sequences: Sequence[Sequence[int]], budget: int = 2048) -> list[Pack]:
     order = sorted(range(len(rows)), key=lists.__getitem__)
     packs, builder = [], _Builder()
     for i in reversed(order):  # descending: a proper prefix follows a branch it lies on, wherever the budget cuts
-        if builder.members and builder.size + len(rows[i]) - builder.shared(rows[i]) > budget:
+        fresh = len(rows[i]) - builder.shared(rows[i])
+        if builder.members and fresh and builder.size + fresh > budget:
             packs.append(builder.finish())
             builder = _Builder()
         builder.add(i, rows[i])
