@@ -250,9 +250,13 @@ class DataConvert(Common):
     file: tyro.conf.Positional[str]
     """Any known format."""
     target: tyro.conf.Positional[str]
-    """File to write: .jsonl, .jsonl.gz or .parquet."""
+    """File to write: .jsonl, .json, .csv (each also .gz) or .parquet."""
     to: Literal["truing", "hh", "trl"] = "truing"
     """Columns: ours, HH two-column text, TRL conversational."""
+    on_problem: Literal["error", "drop"] = "error"
+    """Rows that cannot be converted: stop and name them, or leave them out and say how many."""
+    compat: Literal["", "2022"] = ""
+    """Red-team attempts: 2022 writes the released file's form, misspelt field and all."""
 
 
 @dataclass(kw_only=True)

@@ -182,14 +182,15 @@ def row_to_comparison(row: Mapping[str, Any], where: str = "row") -> Comparison:
 
     Raises DataError on fields that cannot be understood, unequal prompts and identical replies.
     """
-    return _comparison(row, read_pair(row, where), where, None)
+    pair = read_pair(row, where)
+    if pair.unequal:
+        raise DataError(where, "the columns differ before the last reply, so they answer different prompts")
+    if pair.identical:
+        raise DataError(where, "chosen and rejected are the same")
+    return _comparison(row, pair, where, None)
 
 
 def _comparison(row: Mapping[str, Any], pair: Pair, file: object, line: int | None) -> Comparison:
-    if pair.unequal:
-        raise DataError(file, "the columns differ before the last reply, so they answer different prompts", line=line)
-    if pair.identical:
-        raise DataError(file, "chosen and rejected are the same", line=line)
     return Comparison(
         prompt=pair.chosen.prompt,
         chosen=pair.chosen.reply,
@@ -227,9 +228,11 @@ def _strength(row: Mapping[str, Any], file: object, line: int | None) -> int | N
 def _kind(row: Mapping[str, Any], file: object, line: int | None) -> Kind:
     """The row's kind; without one, harmless if the file's name says so (``harmless-base.jsonl``)."""
     value = row.get("kind") or ("harmless" if "harmless" in str(file).rsplit("/", 1)[-1].lower() else "helpful")
-    if value not in ("helpful", "harmless"):
-        raise DataError(file, f"expected 'helpful' or 'harmless', found {value!r}", line=line, field="kind")
-    return value
+    if value == "helpful":
+        return "helpful"
+    if value == "harmless":
+        return "harmless"
+    raise DataError(file, f"expected 'helpful' or 'harmless', found {value!r}", line=line, field="kind")
 
 
 def _arms(row: Mapping[str, Any], file: object, line: int | None) -> tuple[str, str] | None:
@@ -254,17 +257,21 @@ def load_comparisons(paths: Paths, *, on_problem: Literal["error", "drop"] = "er
     return read_comparisons(paths, on_problem=on_problem).comparisons
 
 
-def read_comparisons(paths: Paths, *, on_problem: Literal["error", "drop"] = "error") -> Loaded:
+def read_comparisons(
+    paths: Paths, *, on_problem: Literal["error", "drop"] = "error", keep_identical: bool = False
+) -> Loaded:
     """Like ``load_comparisons``, with counts: rows, unequal_prompts, identical_pairs, malformed, cut_replies."""
     out: list[Comparison] = []
     counts = Counter(rows=0, unequal_prompts=0, identical_pairs=0, malformed=0, cut_replies=0)
     problems: list[tuple[str, str]] = []
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+    names = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    for path in names:
         for line, row in read_rows(path):
             counts["rows"] += 1
             try:
                 pair = read_pair(row, path, line)
-                reason = "unequal_prompts" if pair.unequal else "identical_pairs" if pair.identical else ""
+                identical = pair.identical and not keep_identical
+                reason = "unequal_prompts" if pair.unequal else "identical_pairs" if identical else ""
                 if not reason:
                     out.append(_comparison(row, pair, path, line))
             except DataError as bad:
@@ -284,7 +291,8 @@ def read_comparisons(paths: Paths, *, on_problem: Literal["error", "drop"] = "er
         reasons = ", ".join(f"{counts[r]} {r.replace('_', ' ')}" for r in counts if r in _REASONS and counts[r])
         log.warning("%d of %d rows left out: %s", left_out, counts["rows"], reasons)
     if not out:
-        raise DataError(paths, f"none of the {counts['rows']} rows is a usable comparison")
+        problem = f"none of the {counts['rows']} rows is a usable comparison"
+        raise DataError(", ".join(map(str, names)), f"{problem}; `truing data check` says why")
     return Loaded(out, dict(counts), problems)
 
 

@@ -7,13 +7,19 @@ assistant should decline with an explanation; benign-but-sensitive ones only loo
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from truing.data.comparisons import Paths, conversation_key, is_comparison, prompt_of, read_pair
+from truing.data.files import DataError, read_rows
 from truing.text import from_hh, to_hh
-from truing.types import Dialogue
+from truing.types import Comparison, Dialogue
 
+log = logging.getLogger("truing")
 _RULE = "\n\n-----"
 
 
@@ -83,3 +89,95 @@ def hhh_prompt(short: bool = False) -> str:
 
 def _hhh_text() -> str:
     return (files("truing.data") / "prompts" / "hhh.txt").read_text("utf-8").rstrip("\n")
+
+
+# ---------------------------------------------------------------- prompts from files
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt from a file: ``id`` is the row's, or ``file:line``; ``line`` counts from 1."""
+
+    dialogue: Dialogue
+    id: str
+    line: int
+    source: str
+
+
+PACKAGED = {"helpful": helpful_prompts, "red-team": red_team_prompts, "benign-sensitive": benign_sensitive_prompts}
+"""Names under which our own sets can be given in place of a file."""
+
+
+def load_prompts(
+    paths: Paths,
+    *,
+    not_in: Iterable[Comparison | Dialogue] = (),
+    on_overlap: Literal["drop", "error"] = "drop",
+) -> list[Dialogue]:
+    """The dialogues of ``load_prompt_rows``: prompts that wait for a reply."""
+    return [row.dialogue for row in load_prompt_rows(paths, not_in=not_in, on_overlap=on_overlap)]
+
+
+def load_prompt_rows(
+    paths: Paths,
+    *,
+    not_in: Iterable[Comparison | Dialogue] = (),
+    on_overlap: Literal["drop", "error"] = "drop",
+) -> list[PromptRow]:
+    """Prompts of files, hub data sets or packaged sets (``helpful``, ``red-team``, ``benign-sensitive``), with ids.
+
+    Rows hold ``prompt`` (HH text, messages or plain), ``dialogue`` or ``messages`` (a last reply is taken off), or
+    are comparisons, whose replies are taken off (2204.05862 §4.1). Prompts whose conversation (first human turn)
+    stands in ``not_in``, say the held-out comparisons of the preference model, are dropped with a warning, or are an
+    error. Raises DataError naming file, line and field.
+    """
+    held_out = {conversation_key(item) for item in not_in}
+    out: list[PromptRow] = []
+    dropped: list[str] = []
+    names = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    for path in names:
+        for row in _prompt_rows(path):
+            if conversation_key(row.dialogue) not in held_out:
+                out.append(row)
+                continue
+            dropped.append(row.id)
+            if on_overlap == "error":
+                problem = "this prompt's conversation stands in the held-out data; training on it would leak"
+                raise DataError(path, problem, line=row.line, field="prompt")
+    if dropped:
+        log.warning("%d prompts dropped: their conversations stand in the held-out data", len(dropped))
+    if not out:
+        raise DataError(", ".join(map(str, names)), f"no prompts are left ({len(dropped)} stand in the held-out data)")
+    return out
+
+
+def _prompt_rows(path: str | Path) -> Iterable[PromptRow]:
+    if str(path) in PACKAGED and not Path(path).exists():
+        for i, prompt in enumerate(PACKAGED[str(path)](), 1):
+            yield PromptRow(prompt.dialogue, prompt.id, i, str(path))
+        return
+    stem = Path(path).name.split(".")[0]
+    for line, row in read_rows(path):
+        dialogue = row_to_prompt(row, path, line)
+        yield PromptRow(dialogue, str(row.get("id") or f"{stem}:{line}"), line, str(path))
+
+
+def row_to_prompt(row: Mapping[str, Any], file: object = "row", line: int | None = None) -> Dialogue:
+    """The prompt of one row; raises DataError naming the field if there is none, or if nobody waits for a reply."""
+    if is_comparison(row):
+        dialogue, name = read_pair(row, file, line).chosen.prompt, "chosen"
+    else:
+        name = next((n for n in ("prompt", "dialogue", "messages", "text") if row.get(n) is not None), "prompt")
+        if name not in row:
+            have = ", ".join(row) or "none"
+            raise DataError(file, f"missing; the row has the fields {have}", line=line, field=name)
+        try:
+            dialogue = prompt_of(row[name])
+        except ValueError as bad:
+            raise DataError(file, str(bad), line=line, field=name) from None
+        dialogue = dialogue if name == "prompt" else dialogue.prompt
+    if not dialogue.turns or not any(t.text.strip() for t in dialogue.turns):
+        raise DataError(file, "the prompt is empty", line=line, field=name)
+    if not dialogue.is_prompt:
+        raise DataError(file, "the prompt does not end with a human turn", line=line, field=name)
+    return dialogue
