@@ -171,7 +171,8 @@ def _paragraphs(text: str | list[str]) -> list[str]:
 def _section(folder: Path, section: Mapping[str, Any], index: int) -> dict[str, Any]:
     empty: dict[str, Any] = {"text": "", **{k: () for k in SECTION_KEYS if k not in ("title", "text")}, "numbers": {}}
     drawn = [_figure(folder, f, f"s{index}f{i}") for i, f in enumerate(section.get("figures", ()))]
-    return {**empty, **section, "id": f"s{index + 1}", "figures": drawn}
+    tables = [{"caption": "", "columns": (), "rows": (), **table} for table in section.get("tables", ())]
+    return {**empty, **section, "id": f"s{index + 1}", "figures": drawn, "tables": tables}
 
 
 def _figure(folder: Path, figure: Mapping[str, Any], prefix: str) -> dict[str, Any]:
