@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from truing.data.attempts import row_to_attempt
-from truing.data.comparisons import format_of_row, read_pair, row_to_comparison
+from truing.data.comparisons import row_to_comparison
 from truing.data.files import DataError, read_rows
+from truing.data.pairs import format_of_row, read_pair
 from truing.data.prompts import row_to_prompt
 from truing.data.questions import row_to_question
 

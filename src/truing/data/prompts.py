@@ -14,8 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from truing.data.comparisons import Paths, conversation_key, is_comparison, prompt_of, read_pair
+from truing.data.comparisons import Paths, conversation_key
 from truing.data.files import DataError, read_rows
+from truing.data.pairs import is_comparison, prompt_of, read_pair
 from truing.text import from_hh, to_hh
 from truing.types import Comparison, Dialogue
 
