@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from truing.models import tree
-from truing.models.draw import Ends, Row, check_settings, draw, groups, make_rows
+from truing.models.draw import Ends, Row, check_settings, draw, groups, make_rows, noise_shape
 from truing.models.tree import Pack
 from truing.types import Sample
 
@@ -152,8 +152,9 @@ class Engine:
                 new, waiting = waiting[:free], waiting[free:]
                 entered = tree.logits(self.model, batch.admit([row.prompt for row in new]), weight)
                 logits, rows = torch.cat([logits, entered]) if rows else entered, rows + new
-            uniforms = torch.tensor([row.uniform() for row in rows], device=logits.device)
-            tokens, logprobs = draw(logits, uniforms, *settings)
+            size = sum(noise_shape(logits.shape[-1]))
+            noise = torch.from_numpy(np.stack([row.noise(size) for row in rows])).to(logits.device)
+            tokens, logprobs = draw(logits, noise, *settings)
             alive = [not ends.take(*taken) for taken in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True)]
             if not all(alive):
                 done += alive.count(False)
@@ -161,10 +162,8 @@ class Engine:
                     tell(done, total)
                 order = _fill_holes(alive)
                 batch.keep(order)
-                rows, tokens = (
-                    [rows[i] for i in order],
-                    tokens[torch.tensor(order, dtype=torch.long, device=tokens.device)],
-                )
+                rows = [rows[i] for i in order]
+                tokens = tokens[torch.tensor(order, dtype=torch.long, device=tokens.device)]
             if rows:
                 logits = tree.logits(self.model, batch.step(tokens), weight)
 
