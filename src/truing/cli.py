@@ -6,8 +6,8 @@ so that ``truing --help`` answers at once. Exit codes: 0 done, 1 a clear error, 
 
 A verb is a function ``fn(config) -> Run | dict | None``. A Run is printed from its ``summary.json`` (and, for the
 verbs in ``ROWS``, its ``rows.jsonl``). A dict has the keys ``numbers`` and ``notes``, and may have ``lines`` (said
-to people before the numbers), ``table`` (columns and rows), ``more`` (further keys of the JSON summary) and
-``failed`` (True: exit 3); with ``--out`` it becomes a run.
+to people before the numbers), ``table`` (columns and rows), ``more`` (further keys of the JSON summary), ``failed``
+(True: exit 3) and ``code`` (another exit code); with ``--out`` it becomes a run.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def call(name: str, verb: Verb, config: Any) -> int:
     _print(name, config, summary, result, run)
     if run is not None and not run.done:
         _say("Stopped before the end; the same command goes on from there.")
-    return 3 if result.get("failed") else 0
+    return int(result.get("code", 3 if result.get("failed") else 0))
 
 
 def as_summary(name: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def join_repeated(argv: list[str], cls: type) -> list[str]:
         if flag in lists:
             into = values.setdefault(lists[flag], [])
             into += [value] if equals else []
-        elif word.startswith("--"):
+        elif word.startswith("--") or word == "-h":
             into = out
             out.append(word)
         else:
