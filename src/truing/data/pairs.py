@@ -66,6 +66,10 @@ def format_of_row(row: Mapping[str, Any]) -> str:
 
 def read_pair(row: Mapping[str, Any], file: object = "row", line: int | None = None) -> Pair:
     """Both sides of a row of any known format. Raises DataError naming the field that cannot be understood."""
+    for name in ("chosen", "rejected"):
+        if name not in row:
+            have = ", ".join(row) or "none"
+            raise DataError(file, f"missing; the row has the fields {have}", line=line, field=name)
     base = None
     if row.get("prompt") is not None:
         base = _read(row, "prompt", file, line, prompt_of)
@@ -73,9 +77,6 @@ def read_pair(row: Mapping[str, Any], file: object = "row", line: int | None = N
             raise DataError(file, "is empty; a prompt needs a human turn", line=line, field="prompt")
     sides = []
     for name in ("chosen", "rejected"):
-        if name not in row:
-            have = ", ".join(row) or "none"
-            raise DataError(file, f"missing; the row has the fields {have}", line=line, field=name)
         sides.append(_read(row, name, file, line, lambda value: _side(value, base, row.get("prompt"))))
     return Pair(*sides)
 
