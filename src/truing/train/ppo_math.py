@@ -143,6 +143,29 @@ def entropy(logp: Tensor) -> Tensor:
     return -torch.where(p > 0, p * logp, 0.0).sum(-1)
 
 
+class TokenFacts(NamedTuple):
+    """What two next-token distributions say about one token each: log-probs of it, KL(π‖π0) and entropy of π, [n]."""
+
+    lp: Tensor
+    lp_ref: Tensor
+    kl: Tensor
+    entropy: Tensor
+
+
+def token_facts(logits: Tensor, reference: Tensor, targets: Tensor) -> TokenFacts:
+    """From finite logits [n, V] of policy and reference, float32; few passes over V, exactly 0 KL for equal logits.
+
+    With z, z0 the logits and Z, Z0 their log-sum-exps: KL = Σ p(z − z0) − (Z − Z0), entropy = Z − Σ p z.
+    """
+    logits, reference = logits.float(), reference.float()
+    norm, norm_ref = logits.logsumexp(-1), reference.logsumexp(-1)
+    p = (logits - norm[:, None]).exp_()
+    kl = torch.linalg.vecdot(p, logits - reference) - (norm - norm_ref)
+    at = targets[:, None]
+    lp, lp_ref = logits.gather(1, at).squeeze(1) - norm, reference.gather(1, at).squeeze(1) - norm_ref
+    return TokenFacts(lp, lp_ref, kl, norm - torch.linalg.vecdot(p, logits))
+
+
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float | None:
     """1 − Var(R − V)/Var(R) over masked cells; None where the returns do not vary."""
     v, r = values[mask].double(), returns[mask].double()

@@ -1,0 +1,379 @@
+"""PPO against a preference model (2204.05862 §4.1, App B.1; hh.md §8.6): the verb ``rlhf train``.
+
+A step: the prompts that follow from (seed, step) are answered by the policy, plain sampling at temperature 1; policy,
+reference, value function and preference model read the replies in shared prefix trees over one frozen trunk; reward
+is the PM score on the last token minus λ·(log π − log π0) on every token; advantages by GAE, whitened over reply
+tokens; then K passes of minibatches of whole replies. KL is always the sum over the tokens of a reply, in nats.
+
+Logged under other names elsewhere: score (objective/scores), reward (objective/rlhf_reward), kl (objective/kl, exact
+here), clip_fraction (policy/clipfrac_avg), approx_kl (policy/approxkl_avg), ratio_deviation (|val/ratio − 1|).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from truing.configs import PPOTrain
+from truing.data.prompts import PromptRow
+from truing.models.heads import PreferenceModel
+from truing.models.lm import LM
+from truing.runs import Run
+from truing.train.loop import Trainable, clip, make_optimizer, param_groups, rng, set_lr, train
+from truing.train.ppo_batch import Batch, Part, Reply, draw, mask_of, pack_replies
+from truing.train.ppo_eval import (
+    Evaluation,
+    data_hash,
+    describe,
+    gaps,
+    numbers,
+    policy_accuracy,
+    sample_rows,
+    warnings,
+)
+from truing.train.ppo_math import (
+    explained_variance,
+    gae,
+    kl_estimates,
+    place_rewards,
+    ppo_losses,
+    whiten,
+)
+from truing.train.ppo_models import build_models, weights_hash
+from truing.train.ppo_setup import check, expected, prompt_rows, short_enough
+from truing.types import Dialogue
+
+__all__ = [
+    "PPO", "explained_variance", "gae", "kl_estimates", "place_rewards", "policy_accuracy", "ppo_losses", "train_ppo",
+    "whiten",
+]  # fmt: skip
+
+RewardFn = Callable[[list[Dialogue]], np.ndarray]
+RATIO_TOLERANCE = 1e-5
+EVAL_REPLIES = 128
+"""Replies of one evaluation when no held-out prompts are given and training prompts stand in for them."""
+
+
+def train_ppo(
+    config: PPOTrain,
+    *,
+    prompts: Sequence[Dialogue] | None = None,
+    eval_prompts: Sequence[Dialogue] | None = None,
+    reward_fn: RewardFn | None = None,
+    lm: LM | None = None,
+    pm: PreferenceModel | None = None,
+    test_pms: dict[str, PreferenceModel] | None = None,
+) -> Run | dict[str, Any]:
+    """Train a policy by PPO; the verb ``rlhf train``. The same call again resumes the run or returns it.
+
+    ``prompts``, ``eval_prompts``, ``lm``, ``pm`` and ``test_pms`` (by name) stand in for what the config names;
+    ``reward_fn`` (dialogues → one score each) for the preference model. The run holds the policy as a Hugging Face
+    folder ``model/`` and the numbers pm_score_gain, kl, entropy, reply_tokens, eos_rate (and each ``/before``).
+    Raises ValueError for options or prompts that cannot be used, and where the self-check of the first step fails.
+    """
+    check(config)
+    rows = prompt_rows(prompts, config.prompts, held_out := prompt_rows(eval_prompts, config.eval_prompts))
+    if config.dry_run:
+        return {"lines": expected(config, rows, held_out)}
+    given = {"prompts": prompts, "eval_prompts": eval_prompts}
+    hashes = {name: data_hash(value) for name, value in given.items() if value is not None}
+    files = [] if prompts is not None else [*config.prompts]
+    files += [] if eval_prompts is not None else [*config.eval_prompts]
+    run = Run.open("rlhf train", config, data_files=files, data_hashes=hashes, slug=Path(config.policy).name)
+    if run.done:
+        return run
+    compute = run.compute(config)
+    where = {"device": compute.device, "dtype": torch.float32}  # trained weights stay float32; bf16 by autocast
+    lm = lm or LM.load(config.policy, **where)
+    if pm is None and reward_fn is None:
+        pm = PreferenceModel.load(config.pm, **where)
+    tests = {Path(name).name: PreferenceModel.load(name, **where) for name in config.test_pm} | (test_pms or {})
+    ppo = PPO(config, lm, rows, held_out, pm=pm, reward_fn=reward_fn, test_pms=tests)
+    ppo.models.autocast = None if compute.dtype == torch.float32 else compute.dtype
+    ending = train(
+        run,
+        state=ppo.state,
+        num_steps=config.steps,
+        step_fn=ppo.step,
+        eval_fn=ppo.evaluate,
+        eval_every=config.eval_every,
+        config=config,
+    )
+    if ending == "stopped":
+        last = run.metrics()[-1] if run.metrics() else {}
+        names = ("kl", "entropy", "reply_tokens", "eos_rate")
+        run.stop(
+            {name: last.get(name) for name in names}, [f"Stopped at step {last.get('step', 0)} of {config.steps}."]
+        )
+        return run
+    ppo.finish(run)
+    return run
+
+
+class PPO:
+    """The trainer: models, optimiser and prompts; ``step`` does one step and returns its metrics."""
+
+    def __init__(
+        self,
+        config: PPOTrain,
+        lm: LM,
+        prompts: Sequence[PromptRow],
+        eval_prompts: Sequence[PromptRow] = (),
+        *,
+        pm: PreferenceModel | None = None,
+        reward_fn: RewardFn | None = None,
+        test_pms: dict[str, PreferenceModel] | None = None,
+    ) -> None:
+        if (pm is None) == (reward_fn is None):
+            raise ValueError("Give either a preference model or a reward function, not both and not neither.")
+        self.config, self.base, self.pm, self.reward_fn = config, lm, pm, reward_fn
+        self.test_pms = test_pms or {}
+        self.notes: list[str] = []
+        self.prompts = short_enough(prompts, lm, config.max_new_tokens, self.notes)
+        if not eval_prompts:
+            count = max(1, EVAL_REPLIES // config.samples_per_prompt)
+            order = rng(config.seed, 2).permutation(len(self.prompts))[:count]
+            eval_prompts = [self.prompts[i] for i in order]
+            self.notes.append(
+                f"No held-out prompts were given: gain and KL are measured on {len(eval_prompts)} training prompts."
+            )
+        self.eval_prompts = short_enough(eval_prompts, lm, config.max_new_tokens, self.notes)
+        self.models = build_models(lm, pm, config.frozen_layers)
+        self.policy = lm.with_model(self.models.policy)
+        self.value = nn.ModuleDict({"body": self.models.value_body, "head": self.models.value_head})
+        self.reference_hash = weights_hash(self.models.reference)
+        self.optimizer = self._optimizer()
+        self.state = {
+            "policy": Trainable(self.models.policy),
+            "value": Trainable(self.value),
+            "optimizer": self.optimizer,
+        }
+        self.seconds: dict[str, float] = {}
+        self.checked = False
+        self.before: Evaluation | None = None
+        self.after: Evaluation | None = None
+
+    # One step
+
+    def step(self, step: int) -> dict[str, float]:
+        """Sample, measure and update once; everything random follows from (seed, step)."""
+        self.seconds = {}
+        chosen = self.prompts_of(step)
+        replies = self._sample(self.policy, chosen, int(rng(self.config.seed, step, 1).integers(2**62)))
+        groups, batch = self.look(replies, self.config.minibatches)
+        if step == 0 and bool(batch.kl.any()):
+            raise ValueError(
+                f"Self-check failed: before any update the policy's KL to the reference is {batch.kl.abs().max():.3g}, "
+                "not 0. The policy must start as an exact copy of the reference."
+            )
+        if self.config.random_reward:
+            order = rng(self.config.seed, step, 3).permutation(len(replies))
+            batch.scores = batch.scores[torch.from_numpy(order).to(batch.scores.device)]
+        rewards = self.advantages(batch)
+        learned = self.update(groups, batch, step)
+        now = weights_hash(self.models.reference)
+        if now != self.reference_hash:
+            raise ValueError("The reference policy's weights changed: KL has lost its anchor. This is a bug in truing.")
+        names = [row.source for row in chosen for _ in range(self.config.samples_per_prompt)]
+        return {
+            **learned,
+            **describe(replies, batch, rewards, names),
+            "reference_hash": now,
+            "samples": self.samples_seen(step + 1),
+            **{f"seconds_{name}": round(value, 3) for name, value in self.seconds.items()},
+        }
+
+    def prompts_of(self, step: int) -> list[PromptRow]:
+        """The prompts of a step: passes over all of them, each in its own order, as a function of (seed, step)."""
+        count, n = self.config.prompts_per_step, len(self.prompts)
+        orders: dict[int, np.ndarray] = {}
+        out = []
+        for i in range(step * count, (step + 1) * count):
+            epoch, place = divmod(i, n)
+            if epoch not in orders:
+                orders[epoch] = rng(self.config.seed, 4, epoch).permutation(n)
+            out.append(self.prompts[orders[epoch][place]])
+        return out
+
+    def samples_seen(self, steps: int) -> int:
+        """Replies sampled in that many steps; the schedule counts these (hh.md §20 row 23)."""
+        return steps * self.config.prompts_per_step * self.config.samples_per_prompt
+
+    def look(
+        self, replies: Sequence[Reply], minibatches: int = 1, *, with_values: bool = True
+    ) -> tuple[list[list[Part]], Batch]:
+        """Pack replies (one list of parts per minibatch) and let every model read them; scores are centred.
+
+        The replies to one prompt stay in one minibatch where the numbers allow it, so that the prompt is read once.
+        """
+        models, device = self.models, self._device()
+        mask = mask_of(replies, device)
+        shared = models.pm_body is not None and self.pm is not None
+        paths = [list(self.pm.pm_ids(r.dialogue)) for r in replies] if shared and self.pm else None
+        groups = [
+            pack_replies(
+                replies, rows.tolist(), mask.shape[1], pm_paths=paths, budget=self.config.tokens_per_pack, device=device
+            )
+            for rows in np.array_split(np.arange(len(replies)), minibatches)
+        ]
+        parts = [part for group in groups for part in group]
+        with self._timed("trunk"):
+            models.run_trunk(parts)
+        with self._timed("measure"):
+            batch = models.measure(parts, mask, with_values=with_values)
+        with self._timed("score"):
+            if shared and self.pm is not None:
+                scores = models.pm_scores(parts, len(replies)).double().numpy() - self.pm.reference_mean
+            else:
+                scores = self._score([r.dialogue for r in replies])
+        batch.scores = torch.as_tensor(np.asarray(scores, dtype=np.float32)).to(device)
+        return groups, batch
+
+    def advantages(self, batch: Batch) -> Tensor:
+        """Fill in whitened advantages and value targets; returns the rewards [N, L]."""
+        c = self.config
+        rewards = place_rewards(batch.scores, batch.lp_old, batch.lp_ref, batch.mask, c.kl_coef)
+        advantages, batch.returns = gae(rewards, batch.values, batch.mask, c.gamma, c.gae_lambda)
+        batch.advantages = whiten(advantages, batch.mask)
+        return rewards
+
+    def update(self, groups: Sequence[Sequence[Part]], batch: Batch, step: int) -> dict[str, float]:
+        """K passes over the minibatches, one optimiser step each; means over all of them."""
+        c, visited = self.config, 0
+        lr = set_lr(self.optimizer, self.samples_seen(step), c, self.samples_seen(c.steps))
+        sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
+        norms: list[tuple[float, float]] = []
+        first_deviation = widest = 0.0
+        with self._timed("update"):
+            for epoch in range(c.ppo_epochs):
+                for m in rng(c.seed, step, 5, epoch).permutation(len(groups)):
+                    tokens = sum(len(part.cells) for part in groups[m])
+                    self.optimizer.zero_grad(set_to_none=True)
+                    found = [
+                        self.models.backward(part, batch, tokens, clip=c.clip, value_coef=c.vf_coef)
+                        for part in groups[m]
+                        if len(part.cells)
+                    ]
+                    deviation = max(f["max_ratio_deviation"] for f in found)
+                    if not norms:
+                        first_deviation = self._check_ratio(deviation)
+                    widest = max(widest, deviation)
+                    trained = (self.models.policy, self.value)
+                    norms.append(
+                        (clip(trained[0].parameters(), c.max_grad_norm), clip(trained[1].parameters(), c.max_grad_norm))
+                    )
+                    self.optimizer.step()
+                    visited += tokens
+                    for name in sums:
+                        sums[name] += sum(f[name] for f in found)
+        self.optimizer.zero_grad(set_to_none=True)
+        means = {name: value / visited for name, value in sums.items()}
+        return {
+            "loss": means["policy_loss"] + c.vf_coef * means["value_loss"],
+            **means,
+            "lr": lr,
+            "grad_norm": max(n[0] for n in norms),
+            "value_grad_norm": max(n[1] for n in norms),
+            "ratio_deviation_first": first_deviation,
+            "ratio_deviation": widest,
+            "optimizer_steps": len(norms),
+            "token_visits": visited,
+        }
+
+    # Evaluation and the end
+
+    def evaluate(self, steps_done: int) -> dict[str, float]:
+        """Answer the evaluation prompts with fixed seeds and let every judge score the replies."""
+        found = self._evaluation(self.policy)
+        if steps_done == 0:
+            self.before = found
+        self.after = found
+        metrics = found.metrics()
+        if self.before is not None and steps_done:
+            metrics["eval_score_gain"] = float((found.scores - self.before.scores).mean())
+            metrics |= {f"eval_gap/{gap.name}": gap.value for gap in gaps(self.before, found)}
+        return metrics
+
+    def finish(self, run: Run) -> None:
+        """Save the policy, measure it against its start, and write samples and summary."""
+        before = self.before or self._evaluation(self.base)
+        after = self.after or self._evaluation(self.policy)
+        self.policy.save(run.path / "model")
+        run.write_samples(sample_rows(before, after, [row.id for row in self.eval_prompts]))
+        notes = [*self.notes, *warnings(before, after)]
+        if self.config.random_reward:
+            notes.append("Control run: rewards were shuffled within each batch; what was gained is not due to them.")
+        if self.config.gamma < 1:
+            notes.append(f"gamma is {self.config.gamma}: with it the objective is not PM − λ·KL of whole replies.")
+        run.finish(numbers(before, after, self.config.seed), notes)
+
+    def _evaluation(self, policy: LM) -> Evaluation:
+        """Replies of ``policy`` (ours or the base, whose KL is 0) to the evaluation prompts, at seeds of their own."""
+        replies = self._sample(policy, self.eval_prompts, int(rng(self.config.seed, 6).integers(2**62)))
+        dialogues = [r.dialogue for r in replies]
+        ours, self.models.policy = self.models.policy, policy.model
+        try:
+            _, batch = self.look(replies, with_values=False)
+        finally:
+            self.models.policy = ours
+        return Evaluation(
+            replies,
+            batch.scores.double().cpu().numpy(),
+            batch.kl.sum(1).double().cpu().numpy(),
+            batch.entropy.sum(1).double().cpu().numpy(),
+            {name: np.asarray(pm.score(dialogues), dtype=float) for name, pm in self.test_pms.items()},
+        )
+
+    # Small parts
+
+    def _sample(self, policy: LM, rows: Sequence[PromptRow], seed: int) -> list[Reply]:
+        c = self.config
+        with self._timed("sample"), self.models.precision():
+            dialogues = [row.dialogue for row in rows]
+            return draw(policy, dialogues, n=c.samples_per_prompt, max_tokens=c.max_new_tokens, seed=seed)
+
+    def _score(self, dialogues: list[Dialogue]) -> np.ndarray:
+        """Scores of a judge that reads by itself: centred PM scores, or what the reward function says."""
+        if self.pm is not None:
+            return np.asarray(self.pm.score(dialogues), dtype=float)
+        assert self.reward_fn is not None
+        scores = np.asarray(self.reward_fn(dialogues), dtype=float)
+        if scores.shape != (len(dialogues),) or not np.isfinite(scores).all():
+            raise ValueError(
+                f"The reward function returned shape {scores.shape} for {len(dialogues)} dialogues, or numbers that "
+                "are not finite; expected one finite number per dialogue."
+            )
+        return scores
+
+    def _check_ratio(self, deviation: float) -> float:
+        """Before the first update old and new log-probs are of one model; else nothing that follows is right."""
+        if not self.checked and not deviation <= RATIO_TOLERANCE:
+            raise ValueError(
+                f"Self-check failed: before any update the probability ratio is off 1 by {deviation:.2g} (at most "
+                f"{RATIO_TOLERANCE}): old and new log-probabilities are not taken alike. Try --dtype float32."
+            )
+        self.checked = True
+        return deviation
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        c = self.config
+        value_rate = c.learning_rate if c.value_learning_rate is None else c.value_learning_rate
+        groups = param_groups(self.models.policy, learning_rate=c.learning_rate, weight_decay=c.weight_decay)
+        groups += param_groups(self.value, learning_rate=value_rate, weight_decay=c.weight_decay)
+        return make_optimizer(groups, c)
+
+    def _device(self) -> torch.device:
+        return next(self.models.policy.parameters()).device
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began

@@ -1,0 +1,180 @@
+"""The models of a PPO run over one shared frozen trunk: what they say of a batch, and the gradients of its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truing.models import tree
+from truing.models.heads import PreferenceModel
+from truing.models.lm import LM
+from truing.models.split import num_layers, same_trunk, share_trunk, top_hidden, trunk_states
+from truing.train.ppo_batch import Batch, Part
+from truing.train.ppo_math import TokenFacts, policy_loss, token_facts, value_loss
+
+HEAD_CELLS = 1 << 23
+"""Logits held at once by the vocabulary head: rows × vocabulary."""
+
+
+@dataclass
+class Models:
+    """Policy, frozen reference and value function over one (possibly empty) frozen trunk of ``k`` layers.
+
+    ``value_body`` and ``value_head`` (Linear H → 1) are the value function; ``pm_body`` and ``pm_head`` are the
+    preference model where it shares the trunk, else None. ``trunk`` computes the shared states. All in eval mode:
+    dropout would make the ratio noisy (hh.md §20 row 10).
+    """
+
+    policy: Any
+    reference: Any
+    trunk: Any
+    value_body: Any
+    value_head: nn.Linear
+    pm_body: Any = None
+    pm_head: nn.Linear | None = None
+    k: int = 0
+    autocast: torch.dtype | None = None
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Autocast to bf16 where the run chose it; heads and log-softmax stay float32 all the same."""
+        device = next(self.policy.parameters()).device.type
+        return nullcontext() if self.autocast is None else torch.autocast(device, dtype=self.autocast)
+
+    def run_trunk(self, parts: Sequence[Part]) -> None:
+        """Compute the frozen trunk's states once per pack; a no-op without one."""
+        for part in parts:
+            with self.precision():
+                part.states = trunk_states(self.trunk, part.pack, self.k)
+
+    def hidden(self, model: Any, part: Part) -> Tensor:
+        """Last hidden states [T, H] of one of the models over a part, float32."""
+        with self.precision():
+            return top_hidden(model, part.pack, part.states, self.k).float()
+
+    def values(self, part: Part) -> Tensor:
+        """The value function before each reply token of a part, [n], with gradient."""
+        return scalar(self.value_head, self.hidden(self.value_body, part)[part.places])
+
+    @torch.no_grad()
+    def pm_scores(self, parts: Sequence[Part], n: int) -> Tensor:
+        """Raw preference-model scores [n], read at the end-of-context tokens of the shared trees."""
+        out = torch.full((n,), torch.nan)
+        for part in parts:
+            if len(part.ends):
+                assert self.pm_head is not None
+                out[part.rows.cpu()] = scalar(self.pm_head, self.hidden(self.pm_body, part)[part.ends]).cpu()
+        return out
+
+    @torch.no_grad()
+    def measure(self, parts: Sequence[Part], mask: Tensor, *, with_values: bool = True) -> Batch:
+        """Log-probs under policy and reference, exact KL, entropy and values, before any update.
+
+        The vocabulary head runs on reply positions only, in chunks, once for each of the two models.
+        """
+        zeros = [torch.zeros(mask.numel(), device=mask.device) for _ in range(5)]
+        for part in parts:
+            mine, theirs = (self.hidden(m, part)[part.places] for m in (self.policy, self.reference))
+            for rows in chunks(len(part.places), self.policy):
+                logits, reference = tree.logits(self.policy, mine[rows]), tree.logits(self.reference, theirs[rows])
+                for out, fact in zip(zeros, token_facts(logits, reference, part.targets[rows]), strict=False):
+                    out[part.cells[rows]] = fact
+            if with_values:
+                zeros[4][part.cells] = self.values(part)
+        facts, values = TokenFacts(*(z.view(mask.shape) for z in zeros[:4])), zeros[4].view(mask.shape)
+        return Batch(torch.zeros(len(mask)), mask, facts.lp, facts.lp_ref, facts.kl, facts.entropy, values)
+
+    def backward(
+        self, part: Part, batch: Batch, tokens: int, *, clip: float, value_coef: float, value_clip: float | None = None
+    ) -> dict[str, float]:
+        """Add one part's share of the PPO gradients of a minibatch of ``tokens`` reply tokens; returns its sums.
+
+        The head's gradient is taken chunk by chunk (its logits are never held at once), then sent through the top.
+        """
+        old, adv = batch.lp_old.view(-1)[part.cells], batch.advantages.view(-1)[part.cells]
+        rows_hidden = self.hidden(self.policy, part)[part.places]
+        gradient = torch.empty_like(rows_hidden)
+        log_ratio = torch.empty_like(old)
+        policy_sum = 0.0
+        for rows in chunks(len(part.places), self.policy):
+            piece = rows_hidden[rows].detach().requires_grad_()
+            lp = tree.gather_logprobs(tree.logits(self.policy, piece), part.targets[rows])
+            loss = policy_loss(lp, old[rows], adv[rows], clip).sum()
+            (loss / tokens).backward()
+            assert piece.grad is not None
+            gradient[rows], log_ratio[rows] = piece.grad, (lp - old[rows]).detach()
+            policy_sum += loss.item()
+        rows_hidden.backward(gradient)
+        values = self.values(part)
+        targets, before = batch.returns.view(-1)[part.cells], batch.values.view(-1)[part.cells]
+        loss = value_loss(values, before, targets, value_clip).sum()
+        (value_coef * loss / tokens).backward()
+        ratio = log_ratio.exp()
+        return {
+            "policy_loss": policy_sum,
+            "value_loss": loss.item(),
+            "clip_fraction": ((ratio - 1).abs() > clip).sum().item(),
+            "approx_kl": (ratio - 1 - log_ratio).sum().item(),
+            "max_ratio_deviation": (ratio - 1).abs().max().item() if len(ratio) else 0.0,
+        }
+
+
+def scalar(head: nn.Linear, rows: Tensor) -> Tensor:
+    """A scalar head on rows [n, H] → [n], in float32 whatever autocast says."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return nn.functional.linear(rows.float(), head.weight.float()).squeeze(-1)
+
+
+def chunks(rows: int, model: Any) -> Iterator[slice]:
+    """Slices of rows for the vocabulary head, so that at most about ``HEAD_CELLS`` logits exist at once."""
+    step = max(16, HEAD_CELLS // tree.unwrap(model).config.vocab_size)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def build_models(lm: LM, pm: PreferenceModel | None, k: int) -> Models:
+    """Policy and value function as trainable copies above the lower ``k`` layers of ``lm``, which is the reference.
+
+    The value function starts from the preference model's body if that reads the same ids (and, for k > 0, has the
+    same trunk), else from the policy's, with a head of zeros (hh.md §8.2, §20 row 20). The preference model reads the
+    shared trees only where its trunk is the policy's. Raises ValueError if k does not leave a layer to train.
+    """
+    if not 0 <= k < num_layers(lm.model):
+        raise ValueError(f"frozen_layers is {k}; this model has {num_layers(lm.model)} layers: expected 0 to one less.")
+    reads_the_same = pm is not None and same_ids(lm, pm)
+    shares = reads_the_same and k > 0 and same_trunk(lm.model, pm.backbone, k)  # type: ignore[union-attr]
+    source = pm.backbone if pm is not None and (shares or (reads_the_same and k == 0)) else lm.model
+    value_body = share_trunk(tree.body(source), k)
+    width = tree.unwrap(source).config.hidden_size
+    head = nn.Linear(width, 1, bias=False, device=lm.model.device)
+    nn.init.zeros_(head.weight)
+    policy = share_trunk(lm.model, k)
+    trunk = max([lm.model, *([pm.backbone] if pm and shares else [])], key=lambda m: tree.unwrap(m).config.vocab_size)
+    models = Models(policy, lm.model, trunk, value_body, head, k=k)
+    if pm is not None and shares:
+        models.pm_body, models.pm_head = pm.backbone, pm.head
+    for model in (models.policy, models.reference, models.value_body, *([pm.backbone] if pm else [])):
+        model.eval()
+    return models
+
+
+def same_ids(lm: LM, pm: PreferenceModel) -> bool:
+    """Whether both models read a dialogue as the same token ids."""
+    ours, theirs = lm.tokenizer.get_vocab(), pm.tokenizer.get_vocab()
+    fits = max(ours.values()) < tree.unwrap(pm.backbone).config.vocab_size
+    return lm.format == pm.format and fits and all(theirs.get(token) == i for token, i in ours.items())
+
+
+def weights_hash(model: Any) -> int:
+    """A cheap fingerprint of every weight (a sum of their bits), equal as long as none changes; below 2^48."""
+    total = 0
+    for i, p in enumerate(model.parameters()):
+        raw = p.detach().contiguous().view(-1).view(torch.uint8)
+        whole = len(raw) // 8 * 8
+        bits = int(raw[:whole].view(torch.int64).sum()) + int(raw[whole:].sum())
+        total += (2 * i + 1) * bits
+    return total % 2**48

@@ -1,0 +1,70 @@
+"""What a PPO run checks and reads before it starts: options, prompts, and what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from truing.configs import PPOTrain
+from truing.data.prompts import PromptRow, load_prompt_rows
+from truing.models.lm import LM
+from truing.types import Dialogue
+
+
+def check(config: PPOTrain) -> None:
+    """Refuse options under which ratio and KL would not be those of the sampled policy (hh.md §20 row 17)."""
+    if config.temperature != 1 or config.top_p != 1:
+        raise ValueError(
+            f"Rollouts at temperature {config.temperature} and top_p {config.top_p}: log-probabilities in ratio and KL "
+            "would be those of another policy than the one sampled. Use --temperature 1 --top-p 1."
+        )
+    least = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 1, "ppo_epochs": 1, "minibatches": 1}
+    least |= {"max_new_tokens": 1, "kl_coef": 0, "clip": 0, "gamma": 0, "gae_lambda": 0, "vf_coef": 0}
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
+    if config.minibatches > config.prompts_per_step * config.samples_per_prompt:
+        raise ValueError(
+            f"{config.minibatches} minibatches of {config.prompts_per_step * config.samples_per_prompt} replies: some "
+            "would be empty. Use fewer --minibatches or more --prompts-per-step."
+        )
+
+
+def prompt_rows(
+    given: Sequence[Dialogue] | None, files: Sequence[str], held_out: Sequence[PromptRow] = ()
+) -> list[PromptRow]:
+    """Prompts handed over, or those of the files less the conversations held out."""
+    if given is not None:
+        return [PromptRow(dialogue, str(i), i, "given") for i, dialogue in enumerate(given, 1)]
+    return load_prompt_rows(files, not_in=[row.dialogue for row in held_out]) if files else []
+
+
+def short_enough(rows: Sequence[PromptRow], lm: LM, max_new_tokens: int, notes: list[str]) -> list[PromptRow]:
+    """The prompts that leave room for a reply in the model's window; ``notes`` is told of those that do not.
+
+    Raises ValueError if none is left.
+    """
+    window = getattr(lm.model.config, "max_position_embeddings", None)
+    limit = None if window is None else window - max_new_tokens
+    kept = [row for row in rows if limit is None or len(lm.encode_prompt(row.dialogue)) <= limit]
+    if not kept:
+        raise ValueError(
+            f"None of {len(rows)} prompts leaves room for a reply of {max_new_tokens} tokens; the model reads {window}."
+            " Give prompts (--prompts), shorter ones, or a smaller --max-new-tokens."
+        )
+    if len(kept) < len(rows):
+        notes.append(f"{len(rows) - len(kept)} of {len(rows)} prompts were left out: too long for the model.")
+    return kept
+
+
+def expected(config: PPOTrain, prompts: Sequence[PromptRow], held_out: Sequence[PromptRow]) -> list[str]:
+    """Lines for ``--dry-run``: how much there is to sample, read and update."""
+    replies = config.steps * config.prompts_per_step * config.samples_per_prompt
+    words = sum(len(t.text) for row in prompts for t in row.dialogue.turns) / 4 / max(1, len(prompts))
+    updates = config.steps * config.ppo_epochs * config.minibatches
+    return [
+        f"{len(prompts):,} prompts of about {words:.0f} tokens, {len(held_out):,} held out.",
+        f"{config.steps:,} steps: {replies:,} replies of at most {config.max_new_tokens} tokens "
+        f"({replies * config.max_new_tokens:,} in all), {updates:,} optimiser steps.",
+        f"Layers below {config.frozen_layers} are frozen and read once per reply; those above run "
+        f"{2 + config.ppo_epochs} times, forwards and backwards in {config.ppo_epochs} of them.",
+    ]
