@@ -57,8 +57,8 @@ def row_to_attempt(row: Mapping[str, Any], file: object = "row", line: int | Non
     if rating is not None and not 0 <= rating <= 4:
         raise DataError(file, f"expected 0 to 4, found {row['rating']!r}", line=line, field="rating")
     member = row.get("red_team_member_id")
-    if isinstance(member, float) and member.is_integer():  # a data frame with gaps turns numbers into floats
-        member = int(member)
+    if (isinstance(member, float) and member.is_integer()) or (isinstance(member, str) and member.isdigit()):
+        member = int(member)  # CSV and data frames with gaps change the type
     return Attempt(
         transcript=transcript,
         rating=rating,

@@ -106,7 +106,7 @@ def _capitals(countries: list[dict[str, Any]]) -> Iterator[Question]:
         more = _spellings(city, taken - {normalise(n) for n in names}) if city else []
         if normalise(names[0]) not in {normalise(n) for n in row["names"]}:
             yield _ask("capital", row["iso"], f"What is the capital of {row['display']}?", names + more)
-            if len(names) == 1 and shared[normalise(names[0])] == 1:
+            if shared[normalise(names[0])] == 1:
                 question = f"Of which country or territory is {names[0]} the capital?"
                 yield _ask("capital_of", row["iso"], question, row["names"])
 
@@ -250,16 +250,19 @@ def choice_questions(n: int, seed: int = 0) -> list[Question]:
     slips. The right option stands at each place equally often (± 1). Raises ValueError if there are not ``n``.
     """
     rng = random.Random(f"choices-{seed}")
-    facts = list(_trivia())
-    places = {q.id: i for i, q in enumerate(facts)}
+    by_task: dict[str, list[Question]] = {}
+    places: dict[str, int] = {}
+    for fact in _trivia():
+        places[fact.id] = len(by_task.setdefault(fact.task, []))
+        by_task[fact.task].append(fact)
     sums = arithmetic((n + 1) // 2, seed)
     picked: list[tuple[Question, list[str]]] = [(q, _slips(int(q.answers[0]), rng)) for q in sums]
-    order = facts[:]
+    order = list(_trivia())
     rng.shuffle(order)
     for question in order:
         if len(picked) == n:
             break
-        wrong = _kindred(question, facts, places[question.id], rng)
+        wrong = _kindred(question, by_task[question.task], places[question.id], rng)
         if len(wrong) == 3:
             picked.append((question, wrong))
     if len(picked) < n:
@@ -278,15 +281,15 @@ def _with_options(question: Question, wrong: list[str], place: int) -> Question:
 
 
 def _kindred(question: Question, facts: list[Question], place: int, rng: random.Random) -> list[str]:
-    """Three wrong answers from the same task, at random among the nearest ten that are different."""
+    """Three wrong answers from ``facts`` of the same task, at random among the nearest ten that are different."""
     used = {normalise(a) for a in question.answers}
     near: list[str] = []
-    same = [i for i, q in enumerate(facts) if q.task == question.task and i != place]
-    for i in sorted(same, key=lambda i: abs(i - place)):
-        option = facts[i].answers[0]
-        if normalise(option) not in used and not {normalise(a) for a in facts[i].answers} & used:
-            used.add(normalise(option))
-            near.append(option)
+    for other in sorted(range(len(facts)), key=lambda i: abs(i - place)):
+        option = facts[other].answers[0]
+        if normalise(option) in used or {normalise(a) for a in facts[other].answers} & used:
+            continue
+        used.add(normalise(option))
+        near.append(option)
         if len(near) == 10:
             break
     return rng.sample(near, 3) if len(near) >= 3 else []

@@ -198,7 +198,10 @@ def _csv_rows(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
             if len(cells) != len(header):
                 problem = f"{len(cells)} cells, but the header names {len(header)} columns ({', '.join(header)})"
                 raise DataError(path, problem + ". Quote cells that hold commas.", line=number)
-            yield number, {k: _cell(k, v) for k, v in zip(header, cells, strict=True)}
+            row = {k: _cell(k, v) for k, v in zip(header, cells, strict=True)}
+            if "choices" in row and str(row.get("answer")).isdigit():  # an index, not the text of an option
+                row["answer"] = int(row["answer"])
+            yield number, row
     except csv.Error as bad:
         raise DataError(path, f"not valid CSV ({bad})", line=reader.line_num) from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from truing.types import Question
 
@@ -32,10 +33,15 @@ _CHOICE_LATER = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-
 
 _SPELT_OUT = str.maketrans(dict(zip("øłđıæœþ", ("o", "l", "d", "i", "ae", "oe", "th"), strict=True)))
 
+_HEDGED = re.compile(r"\b(?:not|no|never|neither|or)\b|n['’]t\b", re.IGNORECASE)
+_BEFORE = r"(?:is|are|was|were|be|called|named|in|on|by|to)"
+_AFTER = r"(?:is|are|was|were|in|on|of|which|who|where|because|as|since|for|but|from)"
+
 CONTAIN_WORDS = 12
 """An answer longer than this many words is not searched for aliases."""
 
 
+@lru_cache(maxsize=1 << 16)
 def normalise(text: str) -> str:
     """Lower case without diacritics, punctuation, articles and doubled spaces (TriviaQA's rule, and diacritics).
 
@@ -89,9 +95,11 @@ def grade(question: Question, text: str) -> bool:
 def grade_alias(text: str, answers: tuple[str, ...]) -> bool:
     """Right if the short answer, or its part before the first ``. , ; (``, equals an alias after ``normalise``.
 
-    Otherwise by containment: an answer of at most ``CONTAIN_WORDS`` words is right if its first sentence holds a
-    normalised alias of at least 4 characters as whole words, or ends in a shorter alias (``Au``) in the same case,
-    and the sentence denies nothing (``not``, ``n't``) and offers no second answer (`` or ``).
+    Otherwise by containment, in a first sentence of at most ``CONTAIN_WORDS`` words that denies nothing (``not``,
+    ``n't``) and offers no second answer (``or``): an alias of at least 4 characters must stand as whole words, at
+    the beginning or after a word such as ``is`` or ``called``, and before a word such as ``which`` or ``in``, a
+    comma or the end (so ``Papua New Guinea`` is not ``Guinea``); a shorter alias (``Au``) must end the sentence in
+    the same case.
     """
     line = short_answer(text)
     wanted = {normalise(a) for a in answers} - {""}
@@ -99,15 +107,18 @@ def grade_alias(text: str, answers: tuple[str, ...]) -> bool:
     if normalise(line) in wanted or normalise(head) in wanted:
         return True
     sentence = re.split(r"(?<=\w{3}[.!?])\s|;", line, maxsplit=1)[0]
-    words = normalise(sentence)
-    if not words or len(words.split()) > CONTAIN_WORDS:
+    if len(sentence.split()) > CONTAIN_WORDS or _HEDGED.search(sentence):
         return False
-    if re.search(r"\b(?:not|no|never|neither|or)\b|n['’]t\b", sentence, re.IGNORECASE):
-        return False
-    if any(len(w) >= 4 and re.search(rf"\b{re.escape(w)}\b", words) for w in wanted):
+    parts = [normalise(part) for part in re.split(r"[,:]\s", sentence)]
+    if any(_holds(part, w) for part in parts[:2] for w in wanted if len(w) >= 4):
         return True
     last = re.findall(r"[\w+]+", sentence)[-1:]
     return any(len(normalise(a)) < 4 and last == [a] for a in answers)
+
+
+def _holds(words: str, alias: str) -> bool:
+    pattern = rf"(?:\b{_BEFORE}\s+){re.escape(alias)}(?:$|\s+{_AFTER}\b)|^{re.escape(alias)}\s+{_AFTER}\b"
+    return re.search(pattern, words) is not None
 
 
 def numbers_in(text: str) -> list[float]:
@@ -129,9 +140,9 @@ def numbers_in(text: str) -> list[float]:
 def grade_number(text: str, answers: tuple[str, ...]) -> bool:
     """Right if the number answered equals an accepted one (difference below 1e-6).
 
-    The number answered is the one after ``####`` if there is one; else, in the short answer, the first number after
-    its last ``=`` or `` is ``; else the last number if the line repeats the sum (holds ``+ - * / x plus minus times``
-    between numbers), else the first.
+    The number answered is the one after ``####`` if there is one. Else, in the short answer: a number that it begins
+    with, if ``. , ; )``, ``because`` or the end follows; else the first number after its last ``=``, ``is`` or
+    ``are``; else the last number if the line repeats the sum (``plus``, ``+`` … between numbers), else the first.
     """
     accepted = [n[0] for a in answers if (n := numbers_in(a))]
     value = answered_number(text)
@@ -142,6 +153,9 @@ def answered_number(text: str) -> float | None:
     """The number that counts as the answer by ``grade_number``'s rule; None if there is none."""
     marked = re.search(r"####\s*([^\n]+)", text)
     line = marked[1] if marked else short_answer(text)
+    begins = re.match(r"[-−–+]?[$€£]?[\w,.-]*\w(?=[.,;)!]?(?:\s+because\b|[,;)]|$))", line)
+    if begins and len(found := numbers_in(begins[0])) == 1:
+        return found[0]
     after = re.split(r"=|\b(?:is|are|equals|makes|gives)\b", line)[-1]
     if after != line and (found := numbers_in(after)):
         return found[0]
@@ -169,6 +183,8 @@ def chosen_option(text: str, choices: tuple[str, ...]) -> int | None:
     equal = [i for i, option in enumerate(options) if option == words]
     if len(equal) == 1:
         return equal[0]
+    if re.match(r"^\W*[A-Z]\W*\s(?:or|and)\b", line):
+        return None
     start = _CHOICE.match(line)
     if start and _index(start[1]) < len(choices) and not re.match(r"^\W*[AI]\s+[a-z]", line):
         return _index(start[1])
