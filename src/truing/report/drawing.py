@@ -14,7 +14,9 @@ from truing.report import figures
 from truing.runs.atomic import read_rows
 
 MOST_CURVES = 12
-NOT_DRAWN = ("step", "samples", "samples_seen", "seconds", "time", "epoch")
+NOT_DRAWN = ("step", "samples", "seconds", "epoch", "reference_hash", "optimizer_steps", "token_visits")
+FIRST = ("loss", "accuracy", "eval_loss", "eval_accuracy", "score", "eval_score", "eval_score_gain", "reward", "kl",
+         "eval_kl", "entropy", "reply_tokens", "eos_rate", "value_explained_variance", "grad_norm", "lr")  # fmt: skip
 
 
 def draw(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -47,7 +49,8 @@ def _reliability(folder: Path, path: Path) -> dict[str, str] | None:
 def _curves(folder: Path) -> dict[str, str] | None:
     """Curves of everything logged at three or more steps."""
     rows = read_rows(folder / "metrics.jsonl")
-    names = dict.fromkeys(k for row in rows for k in row if k not in NOT_DRAWN)
+    logged = dict.fromkeys(k for row in rows for k in row if k not in NOT_DRAWN and not k.startswith("seconds"))
+    names = [*(k for k in FIRST if k in logged), *(k for k in logged if k not in FIRST)]
     keys = [k for k in names if len({r.get("step") for r in rows if isinstance(r.get(k), int | float)}) > 2]
     if not keys:
         return None

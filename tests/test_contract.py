@@ -1,0 +1,418 @@
+"""Every command on tiny models: what it reads, prints and leaves, as docs/cli.md and docs/metrics.md say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from truing import cli
+from truing.models import family
+from truing.models.heads import PreferenceModel
+from truing.models.lm import LM
+
+SCRIPT = Path(sys.executable).parent / "truing"
+METRICS = Path(__file__).parents[1] / "docs" / "metrics.md"
+QUICK = ["--device", "cpu", "--dtype", "float32", "--threads", "1"]
+Call = Callable[..., tuple[int, str, str]]
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def comparisons(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Replies that say yes are preferred to those that say no."""
+    ask = "\n\nHuman: Is {} even?\n\nAssistant:"
+    return [
+        {"id": f"c{i}", "prompt": ask.format(i + 1000 * seed), "chosen": f" yes {i}", "rejected": f" no {i} no"}
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``lm`` (two layers, bytes) and ``pm`` (the same with a head)."""
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = family.byte_tokenizer()
+    size = {"layers": 2, "width": 32, "heads": 2, "max_positions": 512, "seed": 0}
+    family.new_model("llama", vocab_size=len(tokenizer), **size).save_pretrained(root / "lm")
+    tokenizer.save_pretrained(root / "lm")
+    PreferenceModel.new(LM.load(str(root / "lm")), seed=0).save(root / "pm")
+    return root
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], here: Path) -> Call:
+    def run(*argv: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = cli.main([str(a) for a in argv])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def parsed(answer: tuple[int, str, str]) -> list[dict[str, Any]]:
+    assert answer[0] == 0, answer[2]
+    return [json.loads(line) for line in answer[1].splitlines()]
+
+
+# ---------------------------------------------------------------- docs/metrics.md
+
+
+def documented(verb: str, kind: str) -> dict[str, bool]:
+    """Names in one table of docs/metrics.md, as patterns; True: always there."""
+    text = METRICS.read_text(encoding="utf-8")
+    section = re.search(rf"^## {verb}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    assert section, f"docs/metrics.md has no section '{verb}'"
+    table = re.search(rf"^### {kind}\n(.*?)(?=^### |\Z)", section[1], re.M | re.S)
+    rows = re.findall(r"^\| `([^`]+)` \|[^|]*\| (.*) \|$", table[1] if table else "", re.M)
+    return {re.sub(r"\b[A-Z]{2,}\b", ".+", re.escape(name)): "*(only" not in about for name, about in rows}
+
+
+def check_names(verb: str, kind: str, found: set[str]) -> None:
+    known = documented(verb, kind)
+    unknown = [name for name in sorted(found) if not any(re.fullmatch(p, name) for p in known)]
+    assert unknown == [], f"`{verb}` gives these and docs/metrics.md does not define them"
+    missing = [p for p, always in known.items() if always and not any(re.fullmatch(p, name) for name in found)]
+    assert missing == [], f"docs/metrics.md defines these for `{verb}`, which does not give them"
+
+
+def check_run(path: Path, verb: str) -> dict[str, Any]:
+    """A finished run's files, and its numbers against the docs. Returns the numbers."""
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["verb"] == verb and set(summary) == {"verb", "run", "numbers", "notes"}
+    for name, number in summary["numbers"].items():
+        assert set(number) == {"value", "low", "high", "n", "unit"}, name
+        if number["low"] is not None:
+            assert number["low"] <= number["value"] <= number["high"], name
+    assert {"config.yaml", "environment.json", "report.html"} <= {p.name for p in path.iterdir()}
+    check_names(verb, "Numbers", set(summary["numbers"]))
+    if (path / "metrics.jsonl").exists():
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        check_names(verb, "Logged", {name for row in rows for name in row})
+    return summary["numbers"]
+
+
+def test_every_section_of_the_metrics_page_is_a_command():
+    sections = re.findall(r"^## (.+)$", METRICS.read_text(encoding="utf-8"), re.M)
+    assert set(sections) <= set(cli.VERBS)
+    assert set(cli.VERBS) - set(sections) == {"chat", "report", "compare"}, "these give no numbers of their own"
+
+
+def test_a_name_that_nobody_defined_is_found(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(AssertionError, match="does not define"):
+        check_names("elo", "Numbers", {"elo/base", "new"})
+    with pytest.raises(AssertionError, match="does not give"):
+        check_names("runs", "Numbers", {"runs"})
+
+
+# ---------------------------------------------------------------- score and sample
+
+
+def test_score_texts_in_order_under_their_ids(call: Call, here: Path, models: Path):
+    rows = [{"id": "b", "text": "hello"}, {"text": "a longer text"}, {"id": 7, "text": "hello"}]
+    (here / "t.jsonl").write_text(lines(rows))
+    found = parsed(call("score", models / "lm", "t.jsonl", *QUICK))
+    assert [r["id"] for r in found] == ["b", 2, 7]
+    assert found[0]["logprob"] == pytest.approx(found[2]["logprob"]) and found[0]["logprob"] < 0
+    assert all(set(r) == {"id", "logprob", "num_tokens"} for r in found)
+    assert found[1]["num_tokens"] - found[0]["num_tokens"] == len("a longer text") - len("hello")
+    code, out, _ = call("score", models / "lm", "t.jsonl", *QUICK, "--json")
+    numbers = json.loads(out)["numbers"]
+    assert code == 0 and numbers["rows"]["value"] == 3
+    assert numbers["logprob"]["value"] == pytest.approx(sum(r["logprob"] for r in found) / 3)
+    check_run(Path(json.loads(out)["run"]), "score")
+
+
+def test_only_the_continuation_counts(call: Call, here: Path, models: Path):
+    rows = [{"context": "2 + 2 =", "continuation": " 4"}, {"context": "2 + 2 =", "continuation": " four"}]
+    (here / "t.jsonl").write_text(lines(rows))
+    found = parsed(call("score", models / "lm", "t.jsonl", *QUICK))
+    assert [r["num_tokens"] for r in found] == [2, 5] and [r["id"] for r in found] == [1, 2]
+
+
+def test_a_preference_model_scores_comparisons_and_dialogues_alike(call: Call, here: Path, models: Path):
+    pairs = comparisons(3)
+    whole = [{"dialogue": p["prompt"] + p["chosen"]} for p in pairs]
+    chat = [{"role": "user", "content": "Is 0 even?"}, {"role": "assistant", "content": "yes 0"}]
+    (here / "pairs.jsonl").write_text(lines(pairs))
+    (here / "whole.jsonl").write_text(lines([*whole, {"dialogue": chat}]))
+    found = parsed(call("score", models / "pm", "pairs.jsonl", *QUICK))
+    assert [r["id"] for r in found] == ["c0", "c1", "c2"] and set(found[0]) == {"id", "chosen", "rejected"}
+    alone = parsed(call("score", models / "pm", "whole.jsonl", *QUICK))
+    assert [r["score"] for r in alone[:3]] == pytest.approx([r["chosen"] for r in found], abs=1e-5)
+    assert alone[3]["score"] == pytest.approx(alone[0]["score"], abs=1e-5), "messages and HH text are one dialogue"
+    for run in Path("runs").glob("score-*"):
+        check_run(run, "score")
+
+
+def test_raw_scores_are_not_centred(call: Call, here: Path, models: Path):
+    (here / "pairs.jsonl").write_text(lines(comparisons(2)))
+    pm = PreferenceModel.load(str(models / "pm"))
+    raw = parsed(call("score", models / "pm", "pairs.jsonl", "--raw", *QUICK))
+    centred = parsed(call("score", models / "pm", "pairs.jsonl", *QUICK))
+    assert raw[0]["chosen"] - centred[0]["chosen"] == pytest.approx(pm.reference_mean, abs=1e-5)
+
+
+def test_sample_gives_n_replies_per_prompt_and_the_same_again(call: Call, here: Path, models: Path):
+    rows = [{"id": "x", "prompt": "Say something."}, {"prompt": [{"role": "user", "content": "And you?"}]}]
+    (here / "p.jsonl").write_text(lines(rows))
+    argv = ["sample", models / "lm", "p.jsonl", "--n", "3", "--max-new-tokens", "5", *QUICK]
+    found = parsed(call(*argv))
+    assert [r["id"] for r in found] == ["x", 2]
+    for row in found:
+        assert len(row["samples"]) == 3
+        for s in row["samples"]:
+            assert (
+                set(s) == {"text", "logprob", "finish", "seed"}
+                and s["finish"] in ("stop", "length")
+                and s["logprob"] < 0
+            )
+    assert parsed(call(*argv)) == found, "the finished run is printed again"
+    assert parsed(call(*argv, "--out", "other")) == found, "the same seed gives the same replies"
+    assert parsed(call(*argv, "--seed", "1")) != found
+    check_run(here / "other", "sample")
+    code, out, _ = call(*argv, "--json")
+    assert code == 0 and json.loads(out)["numbers"]["samples"]["value"] == 6
+
+
+def test_best_of_n_keeps_the_one_the_preference_model_likes(call: Call, here: Path, models: Path):
+    (here / "p.jsonl").write_text(lines([{"prompt": "Hi"}, {"prompt": "Ho"}]))
+    argv = ["sample", models / "lm", "p.jsonl", "--n", "4", "--max-new-tokens", "4", "--pm", models / "pm", *QUICK]
+    every = parsed(call(*argv))
+    best = parsed(call(*argv, "--best", "--out", "best"))
+    for row, kept in zip(every, best, strict=True):
+        assert kept["samples"] == [max(row["samples"], key=lambda s: s["score"])]
+    check_run(here / "best", "sample")
+    code, _, err = call("sample", models / "lm", "p.jsonl", "--best")
+    assert code == 1 and "--pm" in err
+
+
+# ---------------------------------------------------------------- the pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """pm train → pm eval → rlhf train, once for all tests of this file."""
+    root = tmp_path_factory.mktemp("pipeline")
+    (root / "train.jsonl").write_text(lines(comparisons(24)))
+    (root / "test.jsonl").write_text(lines(comparisons(12, seed=1)))
+    (root / "prompts.jsonl").write_text(lines([{"prompt": f"Is {i} even?"} for i in range(6)]))
+    train = [
+        "--init",
+        models / "lm",
+        "--data",
+        root / "train.jsonl",
+        "--batch-size",
+        "8",
+        "--epochs",
+        "2",
+        "--lr",
+        "1e-3",
+    ]
+    ppo = ["--policy", models / "lm", "--pm", root / "pm", "--prompts", root / "prompts.jsonl", "--steps", "2"]
+    small = ["--prompts-per-step", "2", "--samples-per-prompt", "2", "--max-new-tokens", "6"]
+    for argv in (
+        ["pm", "train", *train, "--out", root / "pm", *QUICK],
+        ["pm", "eval", root / "pm", root / "test.jsonl", "--out", root / "eval", *QUICK],
+        ["rlhf", "train", *ppo, *small, "--out", root / "rlhf", *QUICK],
+    ):
+        assert cli.main([str(a) for a in argv]) == 0, argv
+    return root
+
+
+def test_pm_train_leaves_a_model_and_what_it_logged(pipeline: Path):
+    check_run(pipeline / "pm", "pm train")
+    assert (pipeline / "pm" / "model" / "config.json").exists()
+    assert (pipeline / "pm" / "figures" / "curves.svg").exists()
+
+
+def test_pm_eval_gives_the_numbers_of_the_contract(pipeline: Path):
+    numbers = check_run(pipeline / "eval", "pm eval")
+    assert set(numbers) >= {"accuracy", "ece", "ece_null_95", "brier", "longer_wins", "shorter_wins"}
+    assert numbers["longer_wins"]["value"] == 0 and numbers["shorter_wins"]["value"] == 1
+    assert numbers["accuracy"]["n"] == 12
+    with open(pipeline / "eval" / "reliability.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(r["n"]) for r in rows) == 12 and {"mean_confidence", "accuracy"} <= set(rows[0])
+    assert (pipeline / "eval" / "figures" / "reliability.svg").exists(), "the page drew it"
+
+
+def test_rlhf_train_gives_the_numbers_of_the_contract(pipeline: Path):
+    numbers = check_run(pipeline / "rlhf", "rlhf train")
+    assert set(numbers) >= {"pm_score_gain", "kl", "entropy", "reply_tokens", "eos_rate"}
+    assert (pipeline / "rlhf" / "model" / "config.json").exists()
+
+
+def test_what_was_trained_is_taken_by_name(call: Call, pipeline: Path, here: Path):
+    (here / "p.jsonl").write_text(lines([{"prompt": "Is 3 even?"}]))
+    found = parsed(
+        call("sample", pipeline / "rlhf", "p.jsonl", "--pm", pipeline / "pm", "--max-new-tokens", "4", *QUICK)
+    )
+    assert "score" in found[0]["samples"][0]
+
+
+def test_the_same_command_returns_the_finished_run_at_once(call: Call, pipeline: Path):
+    before = (pipeline / "eval" / "summary.json").stat().st_mtime_ns
+    argv = ["pm", "eval", pipeline / "pm", pipeline / "test.jsonl", "--out", pipeline / "eval", *QUICK]
+    assert call(*argv)[0] == 0
+    assert (pipeline / "eval" / "summary.json").stat().st_mtime_ns == before
+    code, _, err = call(*argv, "--max-length", "99")
+    assert code == 1 and "max_length" in err, "another config is refused"
+
+
+# ---------------------------------------------------------------- honesty
+
+
+def test_honesty_choices(call: Call, here: Path, models: Path):
+    rows = [{"question": f"{i} + 1?", "choices": [str(i + 1), str(i), "x"], "answer": i % 3} for i in range(8)]
+    (here / "q.jsonl").write_text(lines(rows))
+    code, out, err = call("honesty", "choices", models / "lm", "q.jsonl", "--json", *QUICK)
+    assert code == 0, err
+    numbers = check_run(Path(json.loads(out)["run"]), "honesty choices")
+    wanted = {"accuracy", "ece_top", "ece_null_95", "rms_calibration_error", "brier", "skill", "ece_all", "auroc"}
+    assert set(numbers) >= {*wanted, "label_mass"}
+
+
+def test_honesty_ptrue(call: Call, here: Path, models: Path):
+    (here / "q.jsonl").write_text(lines([{"question": f"{i} + 1?", "answers": [str(i + 1)]} for i in range(4)]))
+    argv = ["honesty", "ptrue", models / "lm", "q.jsonl", "--samples", "2", "--max-new-tokens", "3", "--json", *QUICK]
+    code, out, err = call(*argv)
+    assert code == 0, err
+    numbers = check_run(Path(json.loads(out)["run"]), "honesty ptrue")
+    wanted = {"accuracy", "brier", "brier_constant", "skill", "ece", "ece_null_95", "auroc", "conditional_accuracy"}
+    assert set(numbers) >= {*wanted, "coverage", "label_mass"}
+
+
+def test_honesty_pik(call: Call, here: Path, models: Path):
+    rows = [{"question": f"{i} + 1?", "answers": [str(i + 1)], "task": "ab"[i % 2]} for i in range(12)]
+    (here / "q.jsonl").write_text(lines(rows))
+    argv = ["honesty", "pik", "--init", models / "lm", "--data", "q.jsonl", "--samples", "2", "--max-new-tokens", "3"]
+    code, out, err = call(*argv, "--json", *QUICK)
+    assert code == 0, err
+    numbers = check_run(Path(json.loads(out)["run"]), "honesty pik")
+    wanted = {"auroc", "brier", "brier_constant", "skill", "ece", "ece_null_95", "threshold"}
+    assert set(numbers) >= wanted and {"brier/a", "brier/b"} <= set(numbers)
+
+
+# ---------------------------------------------------------------- the small ones
+
+
+def test_numbers_of_the_small_commands_are_defined(call: Call, here: Path):
+    (here / "c.jsonl").write_text(lines(comparisons(3)))
+    (here / "g.jsonl").write_text(lines([{"a": "x", "b": "y", "winner": "a", "conversation": 1}]))
+    for verb, argv in {
+        "data check": ["data", "check", "c.jsonl"],
+        "data convert": ["data", "convert", "c.jsonl", "out.parquet", "--to", "trl"],
+        "runs": ["runs", "."],
+        "doctor": ["doctor", *QUICK],
+        "elo": ["elo", "g.jsonl"],
+    }.items():
+        code, out, err = call(*argv, "--json")
+        assert code == 0, err
+        check_names(verb, "Numbers", set(json.loads(out)["numbers"]))
+    assert (here / "out.parquet").exists()
+
+
+def test_chat_answers_and_can_be_kept(call: Call, here: Path, models: Path, monkeypatch: pytest.MonkeyPatch):
+    said = iter(["/back", "Hello", "/again", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(said))
+    code, out, err = call("chat", models / "lm", "--max-new-tokens", "4", "--out", "o", *QUICK)
+    assert code == 0 and out.count("lm:") == 2 and "nothing to take back" in err
+    rows = [json.loads(line) for line in (here / "o" / "samples.jsonl").read_text().splitlines()]
+    assert [r["prompt"] for r in rows] == ["Hello", "Hello"]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"text": "a"}\n{"txt": "b"}\n', ["bad.jsonl", "line 2", "txt"]),
+        ('{"text": "a"}\n{"context": "b", "continuation": "c"}\n', ["bad.jsonl", "line 2", "Split"]),
+        ('{"text": 3}\n', ["bad.jsonl", "line 1", "'text'", "3"]),
+        ('{"text": "a"}\n{"text": \n', ["bad.jsonl", "line 2", "JSON"]),
+        ("\n\n", ["bad.jsonl", "no rows"]),
+        (None, ["bad.jsonl"]),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_named(
+    call: Call, here: Path, models: Path, content: str | None, said: list[str]
+):
+    if content is not None:
+        (here / "bad.jsonl").write_text(content)
+    code, out, err = call("score", models / "lm", "bad.jsonl", *QUICK)
+    assert code == 1 and out == "" and "Traceback" not in err
+    assert all(words in err for words in said), err
+    assert not Path("runs").exists()
+
+
+def test_a_prompt_without_a_human_turn_is_named(call: Call, here: Path, models: Path):
+    (here / "p.jsonl").write_text(lines([{"prompt": "ok"}, {"prompt": [{"role": "assistant", "content": "Hi"}]}]))
+    code, _, err = call("sample", models / "lm", "p.jsonl", *QUICK)
+    assert code == 1 and "line 2" in err and "human turn" in err
+    (here / "d.jsonl").write_text(lines([{"dialogue": [{"role": "assistant", "content": "Hi"}]}]))
+    code, _, err = call("score", models / "pm", "d.jsonl", *QUICK)
+    assert code == 1 and "line 1" in err and "no human turn" in err
+
+
+def test_unknown_models_name_those_there_are(call: Call, here: Path, models: Path):
+    (here / "t.jsonl").write_text(lines([{"text": "a"}]))
+    code, _, err = call("score", "smolm2", "t.jsonl", *QUICK)
+    assert code == 1 and "smollm2" in err and "Traceback" not in err
+
+
+def test_the_wrong_kind_of_model_is_said(call: Call, here: Path, models: Path):
+    (here / "c.jsonl").write_text(lines(comparisons(1)))
+    (here / "t.jsonl").write_text(lines([{"text": "a"}]))
+    code, _, err = call("score", models / "lm", "c.jsonl", *QUICK)
+    assert code == 1 and "preference model" in err
+    code, _, err = call("score", models / "pm", "t.jsonl", *QUICK)
+    assert code == 1 and "preference model" in err and "language model" in err
+
+
+# ---------------------------------------------------------------- interrupted
+
+
+def test_an_interrupted_training_exits_130_and_goes_on(here: Path, models: Path):
+    (here / "c.jsonl").write_text(lines(comparisons(40)))
+    argv = [SCRIPT, "pm", "train", "--init", models / "lm", "--data", "c.jsonl", "--out", "pm", *QUICK]
+    argv += ["--batch-size", "2", "--epochs", "30", "--save-every", "5"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    log = here / "pm" / "metrics.jsonl"
+    waited = time.monotonic() + 90
+    while (
+        process.poll() is None and time.monotonic() < waited and (not log.exists() or log.read_text().count("\n") < 8)
+    ):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == "" and "the same command goes on" in err and "truing pm train" in err and "Traceback" not in err
+    assert not (here / "pm" / "summary.json").exists()
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stderr
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == sorted(steps) and (here / "pm" / "summary.json").exists()
