@@ -86,6 +86,8 @@ def test_alias_table(question: Question, text: str, right: bool) -> None:
         ("2", "68\nQuestion: What is 1 plus 1?\nAnswer: 2", False),
         ("18", "Janet sells 16 - 3 - 4 = 9 eggs.\nShe makes 9 * 2 = $18\n#### 18", True),
         ("18", "#### 18\n#### 20", True),
+        ("18", "18\n\nQuestion: next?\n#### 5", True),
+        ("3", "\nQuestion: What is 3", False),
         ("0.5", ".5", True),
         ("0.5", "0.50", True),
         ("3", "3.5", False),

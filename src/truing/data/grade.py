@@ -16,7 +16,7 @@ _LEADS = re.compile(
     r"^\s*(?:(?:the\s+)?(?:correct\s+|right\s+|final\s+)?answer(?:\s+is)?\s*:?|a\s*:|it\s+is|it's|that\s+is|that's|they\s+are)\s+",
     re.IGNORECASE,
 )
-_NEXT = re.compile(r"\n\s*(?:question|q|human|user)\s*:", re.IGNORECASE)
+_NEXT = re.compile(r"(?:^|\n)\s*(?:question|q|human|user)\s*:", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.,])[-−–+]?[$€£]?\s?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\d])|(?<![\w.,])[-−–+]?\.\d+")
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -67,13 +67,16 @@ def short_answer(text: str) -> str:
     >>> short_answer(" Answer: Paris\\nQuestion: What is")
     'Paris'
     """
-    text = text.lstrip()
-    following = _NEXT.search(text)
-    text = text[: following.start()] if following else text
-    line = next((part.strip() for part in text.splitlines() if part.strip()), "")
+    line = next((part.strip() for part in _cut(text).splitlines() if part.strip()), "")
     while (lead := _LEADS.match(line)) is not None:
         line = line[lead.end() :]
     return line.strip()
+
+
+def _cut(text: str) -> str:
+    """What stands before the next question or turn."""
+    following = _NEXT.search(text)
+    return text[: following.start()] if following else text
 
 
 def grade(question: Question, text: str) -> bool:
@@ -151,7 +154,7 @@ def grade_number(text: str, answers: tuple[str, ...]) -> bool:
 
 def answered_number(text: str) -> float | None:
     """The number that counts as the answer by ``grade_number``'s rule; None if there is none."""
-    marked = re.search(r"####\s*([^\n]+)", text)
+    marked = re.search(r"####\s*([^\n]+)", _cut(text))
     line = marked[1] if marked else short_answer(text)
     begins = re.match(r"[-−–+]?[$€£]?[\w,.-]*\w(?=[.,;)!]?(?:\s+because\b|[,;)]|$))", line)
     if begins and len(found := numbers_in(begins[0])) == 1:
