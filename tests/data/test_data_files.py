@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import sys
 import types
@@ -55,7 +57,7 @@ def test_gzip_is_known_by_its_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "words"),
     [
-        (b'{"a": 1}\n{"a": \n', 2, "not valid JSON"),
+        (b'{"a": 1}\n{"a": \n', 2, "not valid JSON (Expecting value at column 6)"),
         (b'{"a": 1}\n\n[1]\n', 3, "expected an object"),
         (b'{"a": 1}\n{"a": "\xe9"}\n', 2, "not UTF-8"),
         (b"plain words\n", 1, ".parquet"),
@@ -88,6 +90,11 @@ def test_folder_and_missing_file_name_what_is_there(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "trian.jsonl"))
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         list(read_rows(tmp_path / "nowhere" / "a.jsonl"))
+
+
+def test_other_archives_are_named(tmp_path: Path) -> None:
+    for content, name in ((b"PK\x03\x04rest", "zip"), (lzma.compress(b"x"), "xz"), (bz2.compress(b"x"), "bzip2")):
+        assert f"this is a {name} archive" in message(write(tmp_path / "a.jsonl", content))
 
 
 def test_utf16_is_named(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ _HUB = re.compile(r"^[\w.-]+/[\w.-]+(?:/[\w./-]+)?(?::[\w\[\]:%-]+)?$")
 _LISTS = ("answers", "choices", "tags", "arms", "keywords")
 _DIALOGUES = ("prompt", "chosen", "rejected", "messages", "dialogue")
 
+_PACKED = {b"PK\x03\x04": "zip", b"\xfd7zX": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+
 
 class DataError(ValueError):
     """Something is wrong with a file; the message names file, line and field, and says what to do.
@@ -78,7 +80,9 @@ def find_file(name: str | Path) -> Path:
         names = sorted(p.name for p in folder.iterdir()) if folder else []
         near = difflib.get_close_matches(path.name, names, 3, 0.5)
         hint = f" Near it: {', '.join(near)}." if near else ""
-        where = f" in {path.parent}" if folder else f": {path.parent} is not a folder"
+        where = (
+            f" in {'this folder' if str(folder) == '.' else folder}" if folder else f": {path.parent} is not a folder"
+        )
         raise FileNotFoundError(f"{name}: there is no such file{where}.{hint} Hub data sets are named owner/name.")
     return path
 
@@ -102,6 +106,8 @@ def _file_rows(path: Path) -> Iterator[Row]:
             raise DataError(path, "the name ends in .gz, but this is not a gzip file. Rename it or compress it.")
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise DataError(path, "this is UTF-16 text; save it as UTF-8.")
+        if kind := next((name for magic, name in _PACKED.items() if start.startswith(magic)), ""):
+            raise DataError(path, f"this is a {kind} archive; unpack it first, or use gzip.")
         file = gzip.GzipFile(fileobj=raw) if start[:2] == b"\x1f\x8b" else raw
         lines = _lines(path, file)  # type: ignore[arg-type]
         yield from _csv_rows(path, lines) if _suffix(path) == ".csv" else _json_rows(path, lines)
@@ -144,7 +150,7 @@ def _is_object(line: str) -> bool:
 
 def _object(path: Path, line: str, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = json.loads(line.rstrip())
     except json.JSONDecodeError as bad:
         shown = line.strip()[:60]
         hint = "" if line.lstrip().startswith("{") else f" Files may be {', '.join(SUFFIXES)}, each also with .gz."
