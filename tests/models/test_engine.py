@@ -378,8 +378,15 @@ def test_bfloat16_and_two_precisions_agree_with_rescoring_roughly(mixed):
     assert max(np.abs(np.array(s.logprobs) - e).max() for (_, s), e in zip(flat, rescored, strict=True)) < 0.2
 
 
-def test_progress_counts_finished_replies_across_groups():
+def test_progress_counts_finished_replies_across_groups_of_prompts_of_like_length():
     told: list[tuple[int, int]] = []
-    engine = Engine(make("llama"), EOS, max_batch=3, cache_bytes=1)
-    engine.sample(prompts(), n=2, max_tokens=3, progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (16, 16) and [d for d, _ in told] == sorted(d for d, _ in told)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**WIDE | {"max_position_embeddings": 400})).eval()
+    many = [[1] * 300, [1, 2], [5], [7] * 301]
+    engine = Engine(model, EOS, max_batch=3, cache_bytes=1)  # one row at a time
+    engine.sample(many, n=2, max_tokens=3, progress=lambda done, total: told.append((done, total)))
+    assert told == [(i, 8) for i in range(1, 9)]
+
+
+def test_holes_in_the_batch_are_filled_from_its_end():
+    assert engines._fill_holes([True, False, True, False, True]) == [0, 4, 2]
+    assert engines._fill_holes([False, False]) == [] and engines._fill_holes([True]) == [0]
