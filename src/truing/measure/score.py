@@ -103,8 +103,8 @@ def _item(kind: str, row: Mapping[str, Any], file: object, line: int) -> Any:
 def _dialogue(value: Any, file: object, line: int) -> Dialogue:
     try:
         dialogue = prompt_of(value)
-    except ValueError as problem:
-        raise DataError(file, str(problem), line=line, field="dialogue") from None
+    except ValueError as bad:
+        raise DataError(file, str(bad), line=line, field="dialogue") from None
     if not len(dialogue) or dialogue.last.role != "assistant":
         problem = "does not end in an assistant's reply, which is what a preference model scores"
         raise DataError(file, problem, line=line, field="dialogue")
@@ -229,8 +229,8 @@ def _prompt(row: Mapping[str, Any], file: object, line: int) -> Dialogue:
         raise DataError(file, problem, line=line)
     try:
         prompt = prompt_of(row["prompt"])
-    except ValueError as problem:
-        raise DataError(file, str(problem), line=line, field="prompt") from None
+    except ValueError as bad:
+        raise DataError(file, str(bad), line=line, field="prompt") from None
     if not prompt.is_prompt:
         raise DataError(
             file, "does not end in a human turn, so there is nothing to reply to", line=line, field="prompt"
