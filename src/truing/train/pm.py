@@ -1,0 +1,330 @@
+"""Preference models from comparisons (2204.05862 §3, App A.2; hh.md §6): the verb ``pm train``.
+
+A reply is read with its whole dialogue and scored at an end-of-context token; the loss of a pair is
+log(1 + exp(r_rejected − r_chosen)). Pairs that answer one prompt stand in one batch, so that the prompt is computed
+once and a reply that stands in many pairs is scored once. Dropout is off: the model stays in eval mode throughout.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from truing.configs import PMTrain
+from truing.data.files import write_rows
+from truing.models import split
+from truing.models.heads import PreferenceModel
+from truing.models.lm import LM
+from truing.models.tree import Pack
+from truing.runs import Run
+from truing.stats import Interval, ece
+from truing.text import to_hh
+from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, set_lr, train
+from truing.train.pm_numbers import confidence, correctness, kinds_line, losses, preference_numbers, reliability_of
+from truing.train.pm_pairs import Pairs, Trunk, batches, chunks, pack_sequences, tokenize
+from truing.train.pm_setup import check, check_lengths, data_hash, data_of, start
+from truing.types import Comparison
+
+SAMPLES = 50
+"""Held-out comparisons whose scores are written to samples.jsonl."""
+REFERENCE_REPLIES = 4000
+"""At most this many replies set the reference mean (2204.05862 App B.2: several thousand)."""
+
+
+def pm_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Mean over pairs of log(1 + exp(rejected − chosen)), nats; scores [B] each (Askell et al. 2021, Eq 3.1).
+
+    >>> round(pm_loss(torch.zeros(3), torch.zeros(3)).item(), 4)
+    0.6931
+    """
+    return F.softplus(rejected - chosen).mean()
+
+
+def train_pm(
+    config: PMTrain,
+    *,
+    comparisons: Sequence[Comparison] | None = None,
+    eval_comparisons: Sequence[Comparison] | None = None,
+    lm: LM | None = None,
+) -> Run | dict[str, Any]:
+    """Train a preference model; the verb ``pm train``. The same call again resumes the run or returns it.
+
+    ``comparisons`` and ``eval_comparisons`` stand in for the files the config names, ``lm`` for a loaded
+    ``config.init``. The run holds the model as a Hugging Face folder ``model/``. With ``dry_run`` returns what it
+    would cost. Raises ValueError for options and data that cannot be used.
+    """
+    check(config)
+    notes: list[str] = []
+    train_set, held_out = data_of(config, comparisons, eval_comparisons, notes)
+    if config.dry_run:
+        return {"lines": [*notes, *_expected(config, train_set, held_out, lm)]}
+    given = {"comparisons": comparisons, "eval_comparisons": eval_comparisons}
+    hashes = {name: data_hash(rows) for name, rows in given.items() if rows is not None}
+    files = [] if comparisons is not None else [*config.data]
+    files += [] if eval_comparisons is not None else [*config.eval_data]
+    run = Run.open("pm train", config, data_files=files, data_hashes=hashes, slug=Path(config.init).name)
+    if run.done:
+        return run
+    for note in notes:
+        _say(note)
+    compute = run.compute(config)
+    autocast = None if compute.dtype == torch.float32 else compute.dtype
+    trainer = PMTrainer(config, start(config, compute.device, lm), train_set, held_out, autocast=autocast)
+    ending = train(
+        run,
+        state=trainer.state,
+        num_steps=trainer.num_steps,
+        step_fn=trainer.step,
+        eval_fn=trainer.evaluate if held_out else None,
+        eval_every=trainer.steps_per_epoch,
+        config=config,
+    )
+    _leave(run, trainer, ending == "done", notes)
+    return run
+
+
+class PMTrainer:
+    """Model, optimiser and pairs; ``step`` takes one optimiser step, ``evaluate`` scores the held-out pairs."""
+
+    def __init__(
+        self,
+        config: PMTrain,
+        pm: PreferenceModel,
+        train_set: Sequence[Comparison],
+        held_out: Sequence[Comparison] = (),
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.config, self.pm, self.autocast = config, pm, autocast
+        self.train_set, self.held_out = list(train_set), list(held_out)
+        self.pairs = tokenize([*self.train_set, *self.held_out], lambda d: pm.pm_ids(d, config.max_length))
+        check_lengths(config, pm, self.pairs)
+        self.steps_per_epoch = math.ceil(len(self.train_set) / config.batch_size)
+        self.num_steps = self.steps_per_epoch * config.epochs
+        say = _say if config.frozen_layers else lambda _: None
+        self.trunk = Trunk(
+            pm.backbone, config.frozen_layers, self.pairs.sequences, config.tokens_per_pack, self.precision, say
+        )
+        head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
+        self.optimizer = make_optimizer(
+            [
+                *param_groups(pm.backbone, learning_rate=config.learning_rate, weight_decay=config.weight_decay),
+                *param_groups(nn.ModuleDict({"head": pm.head}), learning_rate=head_rate, weight_decay=0.0),
+            ],
+            config,
+        )
+        self.state: dict[str, Stateful] = {"model": Trainable(pm), "optimizer": self.optimizer}
+        self.epoch_batches = functools.lru_cache(2)(
+            lambda epoch: batches(self._train_pairs(), config.batch_size, config.seed, epoch)
+        )
+        self.gaps: tuple[int, np.ndarray] | None = None
+
+    def _train_pairs(self) -> Pairs:
+        """The pairs that are trained on: the first ones; the held-out pairs follow them."""
+        n = len(self.train_set)
+        groups = [g[g < n] for g in self.pairs.groups]
+        return Pairs(
+            self.pairs.sequences, self.pairs.chosen[:n], self.pairs.rejected[:n], [g for g in groups if len(g)]
+        )
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Autocast to bf16 where the run chose it; weights, head and loss stay float32."""
+        return nullcontext() if self.autocast is None else torch.autocast(self.pm.device.type, dtype=self.autocast)
+
+    def scores(self, pack: Pack) -> Tensor:
+        """Raw scores [members] at the end-of-context tokens of a pack, with gradient, float32."""
+        pack = pack.to(self.pm.device)
+        states = self.trunk.states(pack)
+        with self.precision():
+            hidden = split.top_hidden(self.pm.backbone, pack, states, self.config.frozen_layers)
+        return self.pm.project(hidden[torch.stack([path[-1] for path in pack.paths])])
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimiser step on the batch that follows from (seed, step)."""
+        c = self.config
+        epoch, place = divmod(step, self.steps_per_epoch)
+        batch = self.epoch_batches(epoch)[place]
+        before = epoch * len(self.train_set) + place * c.batch_size
+        rate = set_lr(self.optimizer, before, c, c.epochs * len(self.train_set))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, gaps, tokens = self.backward(batch)
+        norm = clip([p for group in self.optimizer.param_groups for p in group["params"]], c.max_grad_norm)
+        self.optimizer.step()
+        return {
+            "loss": loss,
+            "accuracy": float(correctness(gaps).mean()),
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": tokens,
+            "samples": before + len(batch),
+            "epoch": (before + len(batch)) / len(self.train_set),
+        }
+
+    def backward(self, batch: np.ndarray) -> tuple[float, np.ndarray, int]:
+        """Add the gradient of the batch's mean loss, pack by pack; returns loss, score gaps and tokens computed."""
+        loss, tokens, gaps = 0.0, 0, []
+        for chunk in chunks(self.pairs, batch, self.config.tokens_per_pack):
+            members = list(dict.fromkeys([*self.pairs.chosen[chunk], *self.pairs.rejected[chunk]]))
+            (pack,) = pack_sequences(self.pairs.sequences, members)
+            scores = self.scores(pack)
+            where = {member: i for i, member in enumerate(pack.members)}
+            chosen = scores[[where[s] for s in self.pairs.chosen[chunk]]]
+            rejected = scores[[where[s] for s in self.pairs.rejected[chunk]]]
+            share = pm_loss(chosen, rejected) * (len(chunk) / len(batch))
+            share.backward()
+            loss += share.item()
+            tokens += len(pack)
+            gaps.append((chosen - rejected).detach().double().cpu().numpy())
+        return loss, np.concatenate(gaps), tokens
+
+    @torch.no_grad()
+    def score_all(self, sequences: Sequence[int]) -> dict[int, float]:
+        """Raw scores of some of the sequences."""
+        found: dict[int, float] = {}
+        for pack in pack_sequences(self.pairs.sequences, list(dict.fromkeys(sequences)), self.config.tokens_per_pack):
+            found.update(zip(pack.members, self.scores(pack).double().tolist(), strict=True))
+        return found
+
+    def held_out_gaps(self) -> np.ndarray:
+        """Score gaps (chosen − rejected) of the held-out pairs."""
+        n = len(self.train_set)
+        chosen, rejected = self.pairs.chosen[n:].tolist(), self.pairs.rejected[n:].tolist()
+        scores = self.score_all([*chosen, *rejected])
+        return np.array([scores[a] - scores[b] for a, b in zip(chosen, rejected, strict=True)])
+
+    def evaluate(self, steps_done: int) -> dict[str, float]:
+        """Held-out accuracy (each kind's too), loss and ECE."""
+        gaps = self.held_out_gaps()
+        self.gaps = (steps_done, gaps)
+        right, kinds = correctness(gaps), np.array([c.kind for c in self.held_out])
+        found = {"eval_accuracy": float(right.mean()), "eval_loss": float(losses(gaps).mean())}
+        found["eval_ece"] = ece(confidence(gaps), right) or 0.0
+        return found | {f"eval_accuracy/{kind}": float(right[kinds == kind].mean()) for kind in sorted({*kinds})}
+
+    def reference_mean(self) -> float:
+        """Mean raw score of the held-out replies (of the training replies without them): the zero of all scores."""
+        n = len(self.train_set) if self.held_out else 0
+        replies = np.unique(np.concatenate([self.pairs.chosen[n:], self.pairs.rejected[n:]]))
+        spread = np.linspace(0, len(replies) - 1, min(len(replies), REFERENCE_REPLIES)).astype(int)
+        return float(np.mean(list(self.score_all(replies[spread].tolist()).values())))
+
+
+def _expected(config: PMTrain, train_set: list[Comparison], held_out: list[Comparison], lm: LM | None) -> list[str]:
+    """What training would cost: tokens counted, time measured on one batch, memory reckoned."""
+    from truing.models.compute import choose
+
+    compute = choose(config.device, config.dtype, config.threads)
+    autocast = None if compute.dtype == torch.float32 else compute.dtype
+    sample = train_set[: config.batch_size]
+    pm = start(config, compute.device, lm)
+    whole = tokenize([*train_set, *held_out], lambda d: pm.pm_ids(d, config.max_length))
+    check_lengths(config, pm, whole)
+    trainer = PMTrainer(config, pm, sample, autocast=autocast)
+    began = time.perf_counter()
+    _, _, tokens = trainer.backward(np.arange(len(sample)))
+    seconds = time.perf_counter() - began
+    packs = pack_sequences(whole.sequences, range(len(whole.sequences)), config.tokens_per_pack)
+    read = sum(map(len, packs)) * len(train_set) // (len(train_set) + len(held_out))
+    every = sum(p.numel() for p in pm.parameters())
+    trained = sum(p.numel() for _, p in pm.trainable_parameters())
+    steps = math.ceil(len(train_set) / config.batch_size) * config.epochs
+    states = sum(map(len, packs)) * pm.backbone.config.hidden_size * 4 if config.frozen_layers else 0
+    memory = 4 * every + 12 * trained + states
+    dtype = str(compute.dtype).removeprefix("torch.")
+    minutes = seconds / tokens * read * config.epochs / 60
+    return [
+        f"{len(train_set):,} comparisons to train on, {len(held_out):,} held out; longest dialogue "
+        f"{max(map(len, whole.sequences)):,} tokens.",
+        f"{steps:,} steps over {read * config.epochs:,} tokens ({whole.tokens:,} if prompts were not shared).",
+        f"About {minutes:.1f} minutes on {compute.device} in {dtype}, measured on one batch.",
+        f"At least {memory / 2**30:.2f} GiB: {every:,} weights, {trained:,} of them trained, with gradients and moments"
+        + (f", and {states / 2**20:,.0f} MiB of frozen states." if states else "."),
+    ]
+
+
+# After
+
+
+def _leave(run: Run, trainer: PMTrainer, done: bool, notes: list[str]) -> None:
+    """Save the model, measure it on the held-out pairs, write samples and summary."""
+    rows = run.metrics()
+    steps = max((row["step"] for row in rows), default=0)
+    pm = trainer.pm
+    pm.reference_mean = trainer.reference_mean()
+    pm.save(run.path / "model")
+    numbers = _training_numbers(rows, trainer)
+    if trainer.held_out:
+        known = trainer.gaps is not None and trainer.gaps[0] == steps
+        gaps = trainer.gaps[1] if known and trainer.gaps else trainer.held_out_gaps()
+        numbers = {**preference_numbers(gaps, trainer.held_out, seed=trainer.config.seed), **numbers}
+        _say(kinds_line(numbers))
+        write_rows(run.path / "reliability.csv", [b.as_dict() for b in reliability_of(gaps, trainer.held_out).bins])
+        run.write_samples(_samples(trainer))
+    else:
+        numbers = dict.fromkeys(("accuracy", "ece", "ece_null_95", "brier"), None) | numbers
+    if done:
+        run.finish(numbers, notes)
+    else:
+        run.stop(numbers, [*notes, f"Stopped after step {steps} of {trainer.num_steps}; the same command goes on."])
+
+
+def _training_numbers(rows: list[dict[str, Any]], trainer: PMTrainer) -> dict[str, Any]:
+    """Loss before and after: on held-out pairs at the start, on training pairs over the last tenth of the steps."""
+    logged = [row for row in rows if "loss" in row]
+    first = [row for row in rows if row["step"] == 0 and row.get("eval_loss") is not None]
+    last = logged[-max(1, len(logged) // 10) :]
+    n, held = sum(_size(row, trainer) for row in last), len(trainer.held_out)
+
+    def mean(name: str, unit: str) -> Interval | None:
+        if not last:
+            return None
+        total = sum(row[name] * _size(row, trainer) for row in last)
+        return Interval(total / n, None, None, n, unit)
+
+    return {
+        "init_loss": Interval(first[0]["eval_loss"], None, None, held, "nats") if first else None,
+        "init_accuracy": Interval(first[0]["eval_accuracy"], None, None, held, "share") if first else None,
+        "train_loss": mean("loss", "nats"),
+        "train_accuracy": mean("accuracy", "share"),
+        "train_pairs": Interval(len(trainer.train_set), None, None, len(trainer.train_set), "pairs"),
+        "reference_mean": Interval(trainer.pm.reference_mean, None, None, len(trainer.pairs.sequences), "PM units"),
+    }
+
+
+def _size(row: dict[str, Any], trainer: PMTrainer) -> int:
+    place = (row["step"] - 1) % trainer.steps_per_epoch
+    return min(trainer.config.batch_size, len(trainer.train_set) - place * trainer.config.batch_size)
+
+
+def _samples(trainer: PMTrainer) -> list[dict[str, Any]]:
+    """Held-out comparisons with their centred scores."""
+    n, zero = len(trainer.train_set), trainer.pm.reference_mean
+    some = list(enumerate(trainer.held_out[:SAMPLES], n))
+    scores = trainer.score_all([int(s) for i, _ in some for s in (trainer.pairs.chosen[i], trainer.pairs.rejected[i])])
+    return [
+        {
+            "id": c.id,
+            "kind": c.kind,
+            "prompt": to_hh(c.prompt),
+            "chosen": c.chosen,
+            "rejected": c.rejected,
+            "score_chosen": round(scores[int(trainer.pairs.chosen[i])] - zero, 4),
+            "score_rejected": round(scores[int(trainer.pairs.rejected[i])] - zero, 4),
+        }
+        for i, c in some
+    ]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,181 @@
+"""Comparisons as token sequences: batches that keep a prompt's pairs together, packs, and a frozen trunk's states."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from truing.models import split, tree
+from truing.models.tree import Pack
+from truing.train.loop import rng
+from truing.types import Comparison, Dialogue
+
+MEMORY_SHARE = 0.5
+"""A trunk's states are kept only if they fit into this share of the memory that is free."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P comparisons over S distinct token sequences: ``chosen[p]`` and ``rejected[p]`` are indices of sequences.
+
+    ``groups`` lists, for each prompt in order of appearance, the pairs that answer it.
+    """
+
+    sequences: list[np.ndarray]
+    chosen: np.ndarray
+    rejected: np.ndarray
+    groups: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all pairs read one reply at a time."""
+        lengths = np.array([len(s) for s in self.sequences])
+        return int(lengths[self.chosen].sum() + lengths[self.rejected].sum())
+
+
+def tokenize(comparisons: Sequence[Comparison], ids_of: Callable[[Dialogue], Sequence[int]]) -> Pairs:
+    """Token sequences of comparisons; a reply that stands in many pairs is tokenized and later scored once."""
+    places: dict[Dialogue, int] = {}
+    sequences: list[np.ndarray] = []
+
+    def place(dialogue: Dialogue) -> int:
+        if dialogue not in places:
+            places[dialogue] = len(sequences)
+            sequences.append(np.asarray(ids_of(dialogue), dtype=np.int64))
+        return places[dialogue]
+
+    groups: dict[Dialogue, list[int]] = {}
+    for i, c in enumerate(comparisons):
+        groups.setdefault(c.prompt, []).append(i)
+    chosen = np.array([place(c.chosen_dialogue) for c in comparisons], dtype=np.int64)
+    rejected = np.array([place(c.rejected_dialogue) for c in comparisons], dtype=np.int64)
+    return Pairs(sequences, chosen, rejected, [np.array(g) for g in groups.values()])
+
+
+def batches(pairs: Pairs, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Pair indices of every batch of an epoch: prompts in an order that follows from (seed, epoch), each one's pairs
+    side by side, cut every ``batch_size`` pairs.
+    """
+    order = rng(seed, epoch).permutation(len(pairs.groups))
+    line = np.concatenate([pairs.groups[g] for g in order])
+    return [line[i : i + batch_size] for i in range(0, len(line), batch_size)]
+
+
+def chunks(pairs: Pairs, batch: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut a batch into runs of pairs that each fit into one pack of ``budget`` tokens, both replies of a pair in it.
+
+    A pair longer than the budget stands alone. The cut never changes the gradient, only the memory it takes.
+    """
+    out: list[list[int]] = [[]]
+    held: list[int] = []
+    size = 0
+    for pair in batch.tolist():
+        new = [s for s in dict.fromkeys((int(pairs.chosen[pair]), int(pairs.rejected[pair]))) if s not in held]
+        grown = _grown(pairs, held, new)
+        if out[-1] and size + grown > budget:
+            out.append([])
+            held, size = [], 0
+            new = list(dict.fromkeys((int(pairs.chosen[pair]), int(pairs.rejected[pair]))))
+            grown = _grown(pairs, held, new)
+        out[-1].append(pair)
+        held += new
+        size += grown
+    return [np.array(chunk) for chunk in out]
+
+
+def _grown(pairs: Pairs, held: Sequence[int], new: Sequence[int]) -> int:
+    """Tokens that sequences ``new`` add to a prefix tree of the sequences ``held``."""
+    there = [pairs.sequences[s] for s in held]
+    grown = 0
+    for s in new:
+        row = pairs.sequences[s]
+        grown += len(row) - max((_shared(row, other) for other in there), default=0)
+        there.append(row)
+    return grown
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> int:
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
+    return int(differs.argmax()) if differs.any() else n
+
+
+def pack_sequences(sequences: Sequence[np.ndarray], members: Sequence[int], budget: int | None = None) -> list[Pack]:
+    """Packs of some of the sequences; their ``members`` are indices into ``sequences``. One pack without a budget."""
+    rows = [sequences[m] for m in members]
+    packs = tree.pack(rows, budget=budget or sum(map(len, rows)))  # type: ignore[arg-type]
+    for pack in packs:
+        pack.members = [members[m] for m in pack.members]
+    return packs
+
+
+class Trunk:
+    """States of all sequences after the frozen lower ``k`` layers: computed once, handed out pack by pack.
+
+    They are kept in memory in the dtype they were computed in. Where they would take more than half of the memory
+    that is free they are computed at every use instead; ``say`` is told either way. k = 0: nothing is frozen.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        k: int,
+        sequences: Sequence[np.ndarray],
+        budget: int,
+        precision: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.model, self.k, self.precision = model, k, precision
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # sequence -> states of its pack, places of its tokens in it
+        if k == 0 or not sequences:
+            return
+        packs = pack_sequences(sequences, range(len(sequences)), budget)
+        tokens = sum(map(len, packs))
+        cost, free = tokens * split.unwrap(model).config.hidden_size * 4, free_memory()
+        size = f"states of {tokens:,} tokens after {k} frozen layers ({cost / 2**20:,.0f} MiB)"
+        if free is not None and cost > MEMORY_SHARE * free:
+            say(f"The {size} do not fit into half of the free memory: they are computed at every step instead.")
+            return
+        say(f"The {size} are computed once and kept in memory.")
+        device = next(model.parameters()).device
+        for pack in packs:
+            states = self.compute(pack.to(device))
+            assert states is not None
+            for member, path in zip(pack.members, pack.paths, strict=True):
+                self.kept[member] = (states.cpu(), path)
+
+    def compute(self, pack: Pack) -> Tensor | None:
+        """States [T, H] of a pack from its ids, without gradient; None for k = 0."""
+        with self.precision():
+            return split.trunk_states(self.model, pack, self.k)
+
+    def states(self, pack: Pack) -> Tensor | None:
+        """States [T, H] of a pack whose members are sequences; None for k = 0."""
+        if not self.kept:
+            return self.compute(pack)
+        first = self.kept[pack.members[0]][0]
+        out = torch.empty(len(pack), first.shape[1], dtype=first.dtype)
+        for member, path in zip(pack.members, pack.paths, strict=True):
+            states, places = self.kept[member]
+            out[path.cpu()] = states[places]
+        return out.to(pack.ids.device)
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that are free, where the system says."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+        return int(found[1]) * 1024 if found else None
+    return None

@@ -1,0 +1,109 @@
+"""What training a preference model checks and reads before it starts: options, comparisons, the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from truing.configs import PMTrain
+from truing.data.comparisons import conversation_key, load_comparisons, split_by_conversation, training_comparisons
+from truing.models.heads import FACTS, PreferenceModel
+from truing.models.lm import LM
+from truing.models.load import find_model
+from truing.train.pm_pairs import Pairs
+from truing.types import Comparison
+
+
+def check(config: PMTrain) -> None:
+    """Refuse options that mean nothing."""
+    least = {"epochs": 1, "batch_size": 1, "max_length": 2, "tokens_per_pack": 1, "frozen_layers": 0}
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
+
+
+def data_of(
+    config: PMTrain,
+    comparisons: Sequence[Comparison] | None,
+    eval_comparisons: Sequence[Comparison] | None,
+    notes: list[str],
+) -> tuple[list[Comparison], list[Comparison]]:
+    """Comparisons to train on and to hold out, without those that were unsure; ``notes`` hears what was left out."""
+    rows = _sure(list(comparisons) if comparisons is not None else load_comparisons(config.data), "", notes)
+    if eval_comparisons is not None or config.eval_data:
+        given = list(eval_comparisons) if eval_comparisons is not None else load_comparisons(config.eval_data)
+        held_out = _sure(given, "held-out ", notes)
+        both = {conversation_key(c) for c in rows} & {conversation_key(c) for c in held_out}
+        if both:
+            shared = sum(conversation_key(c) in both for c in held_out)
+            notes.append(
+                f"{shared} of {len(held_out)} held-out comparisons begin like a training one (same first human turn): "
+                "their accuracy is too favourable."
+            )
+    elif config.eval_share > 0 and len({conversation_key(c) for c in rows}) > 1:
+        rows, held_out = split_by_conversation(rows, config.eval_share, config.seed)
+    else:
+        held_out = []
+        notes.append("Nothing was held out, so accuracy and calibration are unknown: give --eval-data.")
+    kinds = [f"{sum(c.kind == kind for c in rows):,} {kind}" for kind in sorted({c.kind for c in rows})]
+    notes.append(f"Trained on {' and '.join(kinds)} comparisons, {len(held_out):,} held out.")
+    if config.epochs > 1:
+        notes.append(
+            f"{config.epochs} passes over the data; the paper makes one, because preference models overfit and grow "
+            "overconfident. Compare eval_ece and eval_loss after each pass."
+        )
+    return rows, held_out
+
+
+def _sure(rows: list[Comparison], which: str, notes: list[str]) -> list[Comparison]:
+    if not rows:
+        raise ValueError(f"There are no {which}comparisons. Give at least one pair of replies to the same prompt.")
+    kept, counts = training_comparisons(rows)
+    kept = [c for c in kept if c.chosen != c.rejected]
+    if not kept:
+        raise ValueError(
+            f"None of {len(rows)} {which}comparisons can be used: {counts['unsure']} have strength 1 (unsure), in "
+            f"{counts['kept']} both replies are the same."
+        )
+    if len(kept) < len(rows):
+        same = counts["kept"] - len(kept)
+        notes.append(f"Left out: {counts['unsure']} unsure (strength 1) and {same} identical {which}comparisons.")
+    return kept
+
+
+def data_hash(rows: Sequence[Comparison]) -> str:
+    """Names the content of comparisons handed over in memory."""
+    return "sha256:" + hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()
+
+
+def start(config: PMTrain, device: torch.device, lm: LM | None = None) -> PreferenceModel:
+    """The model to train: ``config.init`` if that is a preference model, else a language model with a new head.
+
+    Only the layers above ``config.frozen_layers`` and the head require gradients. Raises ValueError where the model
+    cannot be split.
+    """
+    folder = None if lm is not None else find_model(config.init)
+    if isinstance(folder, Path) and (folder / FACTS).is_file():
+        pm = PreferenceModel.load(config.init, device=device, dtype=torch.float32)
+        pm.frozen_layers = config.frozen_layers
+    else:
+        lm = lm or LM.load(config.init, device=device, dtype=torch.float32)
+        pm = PreferenceModel.new(lm, seed=config.seed, frozen_layers=config.frozen_layers)
+    pm.requires_grad_(False)
+    for _, parameter in pm.trainable_parameters():
+        parameter.requires_grad_(True)
+    return pm
+
+
+def check_lengths(config: PMTrain, pm: PreferenceModel, pairs: Pairs) -> None:
+    """Raise ValueError if the model's window, not ``max_length``, would cut a dialogue."""
+    window = getattr(pm.backbone.config, "max_position_embeddings", None)
+    longest = max(map(len, pairs.sequences))
+    if window is not None and config.max_length > window and longest >= window:
+        raise ValueError(
+            f"--max-length is {config.max_length}, but this model reads {window} tokens and some dialogue is longer. "
+            f"Use --max-length {window}: longer dialogues then lose their beginning, never the reply."
+        )
