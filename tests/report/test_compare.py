@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_independent_numbers_get_an_interval_from_both():
-    a, b = make("a", {"accuracy": number(0.5, 0.3), "x": 1}), make("b", {"accuracy": number(0.9, 0.4), "y": 1})
+    a = make("a", {"accuracy": {**number(0.5), "low": 0.4, "high": 0.8}, "x": 1})
+    b = make("b", {"accuracy": {**number(0.9), "low": 0.5, "high": 1.0}, "y": 1})
     found = compare.compare(Compare(a=str(a.path), b=b.name))
     accuracy = found["numbers"]["accuracy"]
     assert accuracy["value"] == pytest.approx(0.4)
-    assert (accuracy["low"], accuracy["high"]) == (pytest.approx(0.4 - 0.5), pytest.approx(0.4 + 0.5))
+    assert (accuracy["low"], accuracy["high"]) == (pytest.approx(0.4 - 0.5), pytest.approx(0.4 + math.hypot(0.1, 0.1)))
     assert any("independent" in n for n in found["notes"]) and any(
         "Only in one of the two: x, y" in n for n in found["notes"]
     )

@@ -18,6 +18,7 @@ from truing.data.comparisons import prompt_of, read_pair
 from truing.data.files import DataError, Row, read_rows
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
+from truing.models.load import find_model
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import as_lines
 from truing.types import Dialogue
@@ -191,6 +192,8 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
         return {
             "lines": [f"{len(prompts):,} prompts, {most:,} replies, at most {most * config.max_new_tokens:,} tokens."]
         }
+    for name in filter(None, (config.model, config.pm)):
+        find_model(name)  # a name that nothing has must not leave a run behind
     slug = f"{Path(config.file).stem}-{Path(config.model).name}"
     run = Run.open("sample", config, data_files=[config.file], slug=slug)
     if run.done:
