@@ -129,41 +129,70 @@ def _chat_pieces(dialogue: Dialogue, tokenizer: Any) -> list[str]:
 
 
 def encode(dialogue: Dialogue, tokenizer: Any, format: Format = "hh") -> list[int]:
-    """Token ids of a dialogue; of a prompt, ready for a reply. A BOS token comes first if the tokenizer adds one.
+    """Token ids of a dialogue; of a prompt, ready for a reply. In HH text a BOS comes first if the tokenizer adds one.
 
-    ``encode(d.prompt) == encode(d)[:len(encode(d.prompt))]`` always holds.
+    ``encode(d.prompt) == encode(d)[:len(encode(d.prompt))]`` always holds. What people and models wrote is never read
+    as a special token: a turn that contains ``<|im_end|>`` cannot end itself.
     """
+    ids = _bos(tokenizer) if format == "hh" else []
+    dialogue, quoted = _quote_special(dialogue, tokenizer)
+    for piece in pieces(dialogue, tokenizer, format):
+        ids += _piece_ids(piece, quoted, tokenizer) if quoted else _plain(piece, tokenizer)
+    return ids
+
+
+_QUOTED = re.compile("\ue000(\\d+)\ue001")
+
+
+def _quote_special(dialogue: Dialogue, tokenizer: Any) -> tuple[Dialogue, list[str]]:
+    """The dialogue with every special token that stands in a turn's words replaced by a numbered mark."""
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    quoted = [s for s in special if any(s in turn.text for turn in dialogue.turns)]
+    if not quoted:
+        return dialogue, []
+    quoted.sort(key=len, reverse=True)
+    anywhere = re.compile("|".join(map(re.escape, quoted)))
+
+    def mark(text: str) -> str:
+        return anywhere.sub(lambda found: f"\ue000{quoted.index(found[0])}\ue001", text)
+
+    return Dialogue(tuple(Turn(t.role, mark(t.text)) for t in dialogue.turns)), quoted
+
+
+def _piece_ids(piece: str, quoted: Sequence[str], tokenizer: Any) -> list[int]:
+    """Ids of a piece in which marks stand for quoted special tokens, which are spelt out."""
     ids: list[int] = []
-    for i, piece in enumerate(pieces(dialogue, tokenizer, format)):
-        ids += tokenizer(piece, add_special_tokens=format == "hh" and i == 0)["input_ids"]
-    return _without_final_eos(ids, tokenizer)
-
-
-def _without_final_eos(ids: list[int], tokenizer: Any) -> list[int]:
-    """Some tokenizers append EOS to every text; inside a dialogue that would end it."""
-    eos = tokenizer.eos_token_id
-    return ids[:-1] if len(ids) > 1 and ids[-1] == eos and tokenizer("a")["input_ids"][-1] == eos else ids
+    for i, part in enumerate(_QUOTED.split(piece)):
+        if i % 2 == 0:
+            ids += _plain(part, tokenizer) if part else []
+        else:
+            words = quoted[int(part)] if int(part) < len(quoted) else f"\ue000{part}\ue001"
+            ids += tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
 
 
 def split_context(context: str, continuation: str, tokenizer: Any) -> tuple[list[int], list[int], bool]:
     """Token ids of context and continuation, tokenized jointly and split where the prefix ids agree.
 
-    The third value is True if a token spans the join; then both parts are tokenized separately.
+    The context begins with a BOS if the tokenizer adds one. The third value is True if a token spans the join; then
+    both parts are tokenized separately.
     """
-    head = tokenizer(context)["input_ids"] if context else _bos(tokenizer)
-    whole = tokenizer(context + continuation)["input_ids"] if context else head + _plain(continuation, tokenizer)
-    if whole[: len(head)] == head and len(whole) > len(head):
+    bos = _bos(tokenizer)
+    head = bos + (_plain(context, tokenizer) if context else [])
+    whole = bos + _plain(context + continuation, tokenizer)
+    if whole[: len(head)] == head and (len(whole) > len(head) or not continuation):
         return head, whole[len(head) :], False
     return head, _plain(continuation, tokenizer), True
 
 
 def _plain(text: str, tokenizer: Any) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _bos(tokenizer: Any) -> list[int]:
-    ids = tokenizer("")["input_ids"]
-    return list(ids)
+    """What the tokenizer puts before every text (usually a BOS or nothing); what it puts after is not wanted here."""
+    plain, whole = _plain("a", tokenizer), list(tokenizer("a")["input_ids"])
+    return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

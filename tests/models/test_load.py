@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from truing.models import load
+from truing.models import gguf_file, load
 
 try:
     load.smollm2_file()
@@ -99,8 +99,8 @@ def write_gguf(path: Path, model, architecture: str = "llama", pre: str = "smoll
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
-    inside = {v: k for k, v in load._IN_LAYER.items()}
-    top = {v: k for k, v in load._TOP.items()}
+    inside = {v: k for k, v in gguf_file._IN_LAYER.items()}
+    top = {v: k for k, v in gguf_file._TOP.items()}
     for name, value in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue

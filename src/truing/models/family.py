@@ -109,9 +109,9 @@ def _config(
 
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
     if shape == "gpt2":
-        quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        quiet: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         return GPT2Config(
-            vocab_size=vocab, n_positions=positions, n_embd=width, n_layer=layers, n_head=heads, **quiet, **special
+            vocab_size=vocab, n_positions=positions, n_embd=width, n_layer=layers, n_head=heads, **(quiet | special)
         )
     common: dict[str, Any] = {
         "vocab_size": vocab,
