@@ -19,18 +19,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from truing.configs import PPOTrain
 from truing.data.prompts import PromptRow
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.runs import Run
-from truing.train.loop import Trainable, clip, make_optimizer, param_groups, rng, set_lr, train
+from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, rng, set_lr, train
 from truing.train.ppo_batch import Batch, Part, Reply, draw, mask_of, pack_replies
 from truing.train.ppo_eval import (
     Evaluation,
-    data_hash,
     describe,
     gaps,
     numbers,
@@ -47,7 +46,7 @@ from truing.train.ppo_math import (
     whiten,
 )
 from truing.train.ppo_models import build_models, weights_hash
-from truing.train.ppo_setup import check, expected, prompt_rows, short_enough
+from truing.train.ppo_setup import check, data_hash, expected, prompt_rows, short_enough
 from truing.types import Dialogue
 
 __all__ = [
@@ -57,6 +56,8 @@ __all__ = [
 
 RewardFn = Callable[[list[Dialogue]], np.ndarray]
 RATIO_TOLERANCE = 1e-5
+CPU_PACK = 512
+"""Most tokens in a pack on a CPU, where attention pays for masked-out places; one prompt's replies fit."""
 EVAL_REPLIES = 128
 """Replies of one evaluation when no held-out prompts are given and training prompts stand in for them."""
 
@@ -64,8 +65,8 @@ EVAL_REPLIES = 128
 def train_ppo(
     config: PPOTrain,
     *,
-    prompts: Sequence[Dialogue] | None = None,
-    eval_prompts: Sequence[Dialogue] | None = None,
+    prompts: Sequence[Dialogue | PromptRow] | None = None,
+    eval_prompts: Sequence[Dialogue | PromptRow] | None = None,
     reward_fn: RewardFn | None = None,
     lm: LM | None = None,
     pm: PreferenceModel | None = None,
@@ -73,9 +74,10 @@ def train_ppo(
 ) -> Run | dict[str, Any]:
     """Train a policy by PPO; the verb ``rlhf train``. The same call again resumes the run or returns it.
 
-    ``prompts``, ``eval_prompts``, ``lm``, ``pm`` and ``test_pms`` (by name) stand in for what the config names;
-    ``reward_fn`` (dialogues → one score each) for the preference model. The run holds the policy as a Hugging Face
-    folder ``model/`` and the numbers pm_score_gain, kl, entropy, reply_tokens, eos_rate (and each ``/before``).
+    ``prompts``, ``eval_prompts`` (rows carry ids, and sources by which scores are split), ``lm``, ``pm`` and
+    ``test_pms`` (by name) stand in for what the config names; ``reward_fn`` (dialogues → one score each) for the
+    preference model. The run holds the policy as a Hugging Face folder ``model/`` and the numbers pm_score_gain, kl,
+    entropy, reply_tokens, eos_rate (and the last three ``/before``).
     Raises ValueError for options or prompts that cannot be used, and where the self-check of the first step fails.
     """
     check(config)
@@ -83,7 +85,7 @@ def train_ppo(
     if config.dry_run:
         return {"lines": expected(config, rows, held_out)}
     given = {"prompts": prompts, "eval_prompts": eval_prompts}
-    hashes = {name: data_hash(value) for name, value in given.items() if value is not None}
+    hashes = {name: data_hash(rows) for name, rows in given.items() if rows is not None}
     files = [] if prompts is not None else [*config.prompts]
     files += [] if eval_prompts is not None else [*config.eval_prompts]
     run = Run.open("rlhf train", config, data_files=files, data_hashes=hashes, slug=Path(config.policy).name)
@@ -147,12 +149,11 @@ class PPO:
         self.eval_prompts = short_enough(eval_prompts, lm, config.max_new_tokens, self.notes)
         self.models = build_models(lm, pm, config.frozen_layers)
         self.policy = lm.with_model(self.models.policy)
-        self.value = nn.ModuleDict({"body": self.models.value_body, "head": self.models.value_head})
         self.reference_hash = weights_hash(self.models.reference)
         self.optimizer = self._optimizer()
-        self.state = {
+        self.state: dict[str, Stateful] = {
             "policy": Trainable(self.models.policy),
-            "value": Trainable(self.value),
+            "value": Trainable(self.models.value),
             "optimizer": self.optimizer,
         }
         self.seconds: dict[str, float] = {}
@@ -215,12 +216,10 @@ class PPO:
         """
         models, device = self.models, self._device()
         mask = mask_of(replies, device)
-        shared = models.pm_body is not None and self.pm is not None
-        paths = [list(self.pm.pm_ids(r.dialogue)) for r in replies] if shared and self.pm else None
+        paths = [models.pm.pm_ids(r.dialogue) for r in replies] if models.pm else None
+        budget = min(self.config.tokens_per_pack, CPU_PACK if device.type == "cpu" else self.config.tokens_per_pack)
         groups = [
-            pack_replies(
-                replies, rows.tolist(), mask.shape[1], pm_paths=paths, budget=self.config.tokens_per_pack, device=device
-            )
+            pack_replies(replies, rows.tolist(), mask.shape[1], pm_paths=paths, budget=budget, device=device)
             for rows in np.array_split(np.arange(len(replies)), minibatches)
         ]
         parts = [part for group in groups for part in group]
@@ -229,8 +228,8 @@ class PPO:
         with self._timed("measure"):
             batch = models.measure(parts, mask, with_values=with_values)
         with self._timed("score"):
-            if shared and self.pm is not None:
-                scores = models.pm_scores(parts, len(replies)).double().numpy() - self.pm.reference_mean
+            if models.pm:
+                scores = models.pm_scores(parts, len(replies)).double().numpy() - models.pm.reference_mean
             else:
                 scores = self._score([r.dialogue for r in replies])
         batch.scores = torch.as_tensor(np.asarray(scores, dtype=np.float32)).to(device)
@@ -265,7 +264,7 @@ class PPO:
                     if not norms:
                         first_deviation = self._check_ratio(deviation)
                     widest = max(widest, deviation)
-                    trained = (self.models.policy, self.value)
+                    trained = (self.models.policy, self.models.value)
                     norms.append(
                         (clip(trained[0].parameters(), c.max_grad_norm), clip(trained[1].parameters(), c.max_grad_norm))
                     )
@@ -292,18 +291,22 @@ class PPO:
     def evaluate(self, steps_done: int) -> dict[str, float]:
         """Answer the evaluation prompts with fixed seeds and let every judge score the replies."""
         found = self._evaluation(self.policy)
+        self.after = found
         if steps_done == 0:
             self.before = found
-        self.after = found
-        metrics = found.metrics()
-        if self.before is not None and steps_done:
-            metrics["eval_score_gain"] = float((found.scores - self.before.scores).mean())
-            metrics |= {f"eval_gap/{gap.name}": gap.value for gap in gaps(self.before, found)}
-        return metrics
+            return found.metrics()
+        before = self.start()
+        gained = {"eval_score_gain": float((found.scores - before.scores).mean())}
+        return found.metrics() | gained | {f"eval_gap/{gap.name}": gap.value for gap in gaps(before, found)}
+
+    def start(self) -> Evaluation:
+        """The evaluation of the untrained policy; a resumed run takes it again from the base model."""
+        self.before = self.before or self._evaluation(self.base)
+        return self.before
 
     def finish(self, run: Run) -> None:
         """Save the policy, measure it against its start, and write samples and summary."""
-        before = self.before or self._evaluation(self.base)
+        before = self.start()
         after = self.after or self._evaluation(self.policy)
         self.policy.save(run.path / "model")
         run.write_samples(sample_rows(before, after, [row.id for row in self.eval_prompts]))
@@ -366,7 +369,7 @@ class PPO:
         c = self.config
         value_rate = c.learning_rate if c.value_learning_rate is None else c.value_learning_rate
         groups = param_groups(self.models.policy, learning_rate=c.learning_rate, weight_decay=c.weight_decay)
-        groups += param_groups(self.value, learning_rate=value_rate, weight_decay=c.weight_decay)
+        groups += param_groups(self.models.value, learning_rate=value_rate, weight_decay=c.weight_decay)
         return make_optimizer(groups, c)
 
     def _device(self) -> torch.device:

@@ -6,7 +6,6 @@ constant changes nothing (hh.md §6.3, §20 row 25), and with intervals by promp
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,7 @@ from truing.stats import Interval
 from truing.text import encode, to_hh
 from truing.train.ppo_batch import Batch, Reply
 from truing.train.ppo_math import distinct_bigrams, explained_variance, kl_estimates
-from truing.types import Comparison, Dialogue
+from truing.types import Comparison
 
 KINDS = ("finished", "capped", "empty")
 
@@ -175,11 +174,6 @@ def policy_accuracy(lm: LM, comparisons: Sequence[Comparison]) -> Interval:
     means = np.array([x.mean() for x in lm.engine.score(sequences, starts)], dtype=float).reshape(-1, 2)
     right = (np.sign(means[:, 0] - means[:, 1]) + 1) / 2
     return stats.mean_interval(right, [to_hh(c.prompt) for c in comparisons], unit="share")
-
-
-def data_hash(prompts: Sequence[Dialogue]) -> str:
-    """sha256 over prompts handed over in memory, so that other prompts make another run."""
-    return hashlib.sha256("\x00".join(to_hh(p) for p in prompts).encode()).hexdigest()
 
 
 def per_group(scores: np.ndarray, groups: Sequence[str]) -> Mapping[str, float]:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from truing.models import tree
-from truing.models.heads import PreferenceModel
+from truing.models.heads import PreferenceModel, ValueModel
 from truing.models.lm import LM
 from truing.models.split import num_layers, same_trunk, share_trunk, top_hidden, trunk_states
 from truing.train.ppo_batch import Batch, Part
 from truing.train.ppo_math import TokenFacts, policy_loss, token_facts, value_loss
 
-HEAD_CELLS = 1 << 23
+HEAD_CELLS = 1 << 24
 """Logits held at once by the vocabulary head: rows × vocabulary."""
 
 
@@ -25,18 +25,15 @@ HEAD_CELLS = 1 << 23
 class Models:
     """Policy, frozen reference and value function over one (possibly empty) frozen trunk of ``k`` layers.
 
-    ``value_body`` and ``value_head`` (Linear H → 1) are the value function; ``pm_body`` and ``pm_head`` are the
-    preference model where it shares the trunk, else None. ``trunk`` computes the shared states. All in eval mode:
-    dropout would make the ratio noisy (hh.md §20 row 10).
+    ``pm`` is the preference model where it shares the trunk, else None. ``trunk`` computes the shared states. All are
+    in eval mode: dropout would make the ratio noisy (hh.md §20 row 10).
     """
 
     policy: Any
     reference: Any
     trunk: Any
-    value_body: Any
-    value_head: nn.Linear
-    pm_body: Any = None
-    pm_head: nn.Linear | None = None
+    value: ValueModel
+    pm: PreferenceModel | None = None
     k: int = 0
     autocast: torch.dtype | None = None
 
@@ -58,16 +55,15 @@ class Models:
 
     def values(self, part: Part) -> Tensor:
         """The value function before each reply token of a part, [n], with gradient."""
-        return scalar(self.value_head, self.hidden(self.value_body, part)[part.places])
+        return self.value.project(self.hidden(self.value.backbone, part)[part.places])
 
     @torch.no_grad()
     def pm_scores(self, parts: Sequence[Part], n: int) -> Tensor:
         """Raw preference-model scores [n], read at the end-of-context tokens of the shared trees."""
         out = torch.full((n,), torch.nan)
         for part in parts:
-            if len(part.ends):
-                assert self.pm_head is not None
-                out[part.rows.cpu()] = scalar(self.pm_head, self.hidden(self.pm_body, part)[part.ends]).cpu()
+            if len(part.ends) and self.pm is not None:
+                out[part.rows.cpu()] = self.pm.project(self.hidden(self.pm.backbone, part)[part.ends]).cpu()
         return out
 
     @torch.no_grad()
@@ -123,12 +119,6 @@ class Models:
         }
 
 
-def scalar(head: nn.Linear, rows: Tensor) -> Tensor:
-    """A scalar head on rows [n, H] → [n], in float32 whatever autocast says."""
-    with torch.autocast(rows.device.type, enabled=False):
-        return nn.functional.linear(rows.float(), head.weight.float()).squeeze(-1)
-
-
 def chunks(rows: int, model: Any) -> Iterator[slice]:
     """Slices of rows for the vocabulary head, so that at most about ``HEAD_CELLS`` logits exist at once."""
     step = max(16, HEAD_CELLS // tree.unwrap(model).config.vocab_size)
@@ -148,16 +138,13 @@ def build_models(lm: LM, pm: PreferenceModel | None, k: int) -> Models:
     reads_the_same = pm is not None and same_ids(lm, pm)
     shares = reads_the_same and k > 0 and same_trunk(lm.model, pm.backbone, k)  # type: ignore[union-attr]
     source = pm.backbone if pm is not None and (shares or (reads_the_same and k == 0)) else lm.model
-    value_body = share_trunk(tree.body(source), k)
-    width = tree.unwrap(source).config.hidden_size
-    head = nn.Linear(width, 1, bias=False, device=lm.model.device)
+    head = nn.Linear(tree.unwrap(source).config.hidden_size, 1, bias=False, device=lm.model.device)
     nn.init.zeros_(head.weight)
-    policy = share_trunk(lm.model, k)
+    body = share_trunk(tree.body(source), k)
+    value = ValueModel(body, head, lm.tokenizer, format=lm.format, frozen_layers=k)
     trunk = max([lm.model, *([pm.backbone] if pm and shares else [])], key=lambda m: tree.unwrap(m).config.vocab_size)
-    models = Models(policy, lm.model, trunk, value_body, head, k=k)
-    if pm is not None and shares:
-        models.pm_body, models.pm_head = pm.backbone, pm.head
-    for model in (models.policy, models.reference, models.value_body, *([pm.backbone] if pm else [])):
+    models = Models(share_trunk(lm.model, k), lm.model, trunk, value, pm if shares else None, k)
+    for model in (models.policy, models.reference, models.value, *([pm] if pm else [])):
         model.eval()
     return models
 

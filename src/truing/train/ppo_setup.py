@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from truing.configs import PPOTrain
 from truing.data.prompts import PromptRow, load_prompt_rows
 from truing.models.lm import LM
+from truing.text import to_hh
 from truing.types import Dialogue
 
 
@@ -30,11 +32,11 @@ def check(config: PPOTrain) -> None:
 
 
 def prompt_rows(
-    given: Sequence[Dialogue] | None, files: Sequence[str], held_out: Sequence[PromptRow] = ()
+    given: Sequence[Dialogue | PromptRow] | None, files: Sequence[str], held_out: Sequence[PromptRow] = ()
 ) -> list[PromptRow]:
     """Prompts handed over, or those of the files less the conversations held out."""
     if given is not None:
-        return [PromptRow(dialogue, str(i), i, "given") for i, dialogue in enumerate(given, 1)]
+        return [p if isinstance(p, PromptRow) else PromptRow(p, str(i), i, "given") for i, p in enumerate(given, 1)]
     return load_prompt_rows(files, not_in=[row.dialogue for row in held_out]) if files else []
 
 
@@ -68,3 +70,9 @@ def expected(config: PPOTrain, prompts: Sequence[PromptRow], held_out: Sequence[
         f"Layers below {config.frozen_layers} are frozen and read once per reply; those above run "
         f"{2 + config.ppo_epochs} times, forwards and backwards in {config.ppo_epochs} of them.",
     ]
+
+
+def data_hash(prompts: Sequence[Dialogue | PromptRow]) -> str:
+    """sha256 over prompts handed over in memory, so that other prompts make another run."""
+    dialogues = [p.dialogue if isinstance(p, PromptRow) else p for p in prompts]
+    return hashlib.sha256("\x00".join(to_hh(d) for d in dialogues).encode()).hexdigest()

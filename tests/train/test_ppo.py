@@ -1,0 +1,277 @@
+"""The trainer: self-checks, counting, the optimum of a bandit, runs that resume. Each test names its mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ppo_toys import PROMPTS, config, toy, toy_lm, toy_pm
+from safetensors.torch import load_file
+
+from truing.data.prompts import PromptRow
+from truing.models.lm import LM
+from truing.runs import Run
+from truing.train.ppo import PPO, train_ppo
+from truing.train.ppo_models import weights_hash
+from truing.train.ppo_setup import check
+from truing.types import Dialogue
+
+
+def test_rollouts_other_than_plain_sampling_are_refused() -> None:
+    """Row 17. Planted: no check."""
+    for options in ({"temperature": 0.7}, {"top_p": 0.9}):
+        with pytest.raises(ValueError, match="another policy than the one sampled"):
+            check(config(**options))
+    with pytest.raises(ValueError, match="ppo_epochs is 0"):
+        check(config(ppo_epochs=0))
+    with pytest.raises(ValueError, match="minibatches"):
+        check(config(minibatches=9))
+
+
+def test_sampler_and_trainer_agree_and_nothing_moves_before_the_first_update() -> None:
+    """Rows 9, 10, 17, 20. Planted: sampling at T = 0.7; dropout on; a random value head."""
+    for frozen in (0, 1):
+        lm = toy_lm()
+        metrics = toy(toy_pm(lm, frozen=frozen), lm, frozen_layers=frozen).step(0)
+        assert metrics["sampler_gap_max"] < 1e-4
+        assert metrics["ratio_deviation_first"] == 0.0 and metrics["kl"] == 0.0 and metrics["kl_k1"] == 0.0
+        assert metrics["value"] == 0.0
+        assert metrics["ratio_deviation"] > 0  # later passes do move
+
+
+def test_self_checks_stop_a_wrong_start() -> None:
+    """Row 10. Planted: tolerance of 1; KL check left out."""
+    ppo = toy()
+    replies = ppo._sample(ppo.policy, ppo.prompts_of(0), 5)
+    groups, batch = ppo.look(replies)
+    ppo.advantages(batch)
+    batch.lp_old += 1e-3  # as if they came from elsewhere
+    with pytest.raises(ValueError, match="probability ratio is off 1"):
+        ppo.update(groups, batch, 0)
+    ppo = toy()
+    with torch.no_grad():
+        next(ppo.models.policy.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="KL to the reference is"):
+        ppo.step(0)
+
+
+def test_the_reference_never_moves() -> None:
+    """Row 18. Planted: reference = policy; reference = the previous policy."""
+    for frozen in (0, 1):
+        lm = toy_lm()
+        before = weights_hash(lm.model)
+        ppo = toy(toy_pm(lm, frozen=frozen), lm, frozen_layers=frozen, learning_rate=1e-2)
+        policy = weights_hash(ppo.models.policy)
+        hashes = [ppo.step(i)["reference_hash"] for i in range(2)]
+        assert hashes == [before, before] and weights_hash(ppo.models.policy) != policy
+        assert ppo.step(2)["kl"] > 0.01  # against the start, not the policy of the step before
+        with torch.no_grad():
+            next(lm.model.parameters())[3, 5] += 1e-4
+        with pytest.raises(ValueError, match="reference policy's weights changed"):
+            ppo.step(3)
+
+
+def test_optimiser_steps_and_visits_are_counted() -> None:
+    """Row 22. Planted: one pass whatever K; every minibatch holding all replies."""
+    ppo = toy(ppo_epochs=3, minibatches=2)
+    calls = []
+    plain = ppo.optimizer.step
+    ppo.optimizer.step = lambda *a, **k: calls.append(1) or plain(*a, **k)  # type: ignore[method-assign]
+    metrics = ppo.step(0)
+    assert len(calls) == metrics["optimizer_steps"] == 6
+    assert metrics["token_visits"] == 3 * metrics["reply_tokens"] * 8
+    assert metrics["samples"] == 8
+    state = ppo.optimizer.state_dict()["state"]
+    assert {int(s["step"]) for s in state.values()} == {6}
+
+
+def test_the_rate_follows_samples_not_steps() -> None:
+    """Row 23. Planted: ``set_lr`` given the step."""
+    rates = {}
+    for prompts in (2, 4):
+        ppo = toy(prompts_per_step=prompts, schedule="halve", halve_every=16, ppo_epochs=1)
+        for step in range(16 // prompts):
+            rates[prompts, step * prompts * 2] = ppo.step(step)["lr"]
+    assert [rates[2, n] for n in (0, 8, 16, 24)] == [1e-3, 1e-3, 5e-4, 5e-4]
+    assert all(rates[2, n] == rates[4, n] for n in (0, 8, 16, 24))
+
+
+def test_prompts_come_round_and_follow_from_seed_and_step() -> None:
+    """Planted: a fresh draw with replacement at each step."""
+    ppo, twin = toy(prompts_per_step=2), toy(prompts_per_step=2)
+    for epoch in range(3):
+        seen = [row.id for step in (2 * epoch, 2 * epoch + 1) for row in ppo.prompts_of(step)]
+        assert sorted(seen) == ["0", "1", "2", "3"]
+    assert ppo.prompts_of(5) == twin.prompts_of(5)
+    assert [r.ids for r in ppo._sample(ppo.policy, ppo.prompts_of(0), 1)] == [
+        r.ids for r in twin._sample(twin.policy, twin.prompts_of(0), 1)
+    ]
+
+
+def test_random_reward_shuffles_within_the_batch() -> None:
+    """Planted: the flag ignored."""
+    rewards = {}
+    for flag in (False, True):
+        ppo = toy(random_reward=flag)
+        taken = []
+        plain = ppo.advantages
+        ppo.advantages = lambda batch, plain=plain, taken=taken: (taken.append(batch.scores), plain(batch))[1]  # type: ignore[method-assign]
+        ppo.step(0)
+        rewards[flag] = taken[0]
+    assert not torch.equal(rewards[True], rewards[False])
+    torch.testing.assert_close(rewards[True].sort().values, rewards[False].sort().values)
+
+
+def test_a_reward_function_must_give_one_finite_number_each() -> None:
+    for wrong in (lambda d: np.zeros(3), lambda d: np.full(len(d), np.nan)):
+        with pytest.raises(ValueError, match="expected one finite number per dialogue"):
+            toy(reward_fn=wrong).step(0)
+    with pytest.raises(ValueError, match="either a preference model or a reward function"):
+        PPO(config(), toy_lm(), [PromptRow(PROMPTS[0], "1", 1, "toy")])
+
+
+# A bandit whose optimum is known
+
+
+def letters(dialogues: list[Dialogue]) -> np.ndarray:
+    """1 for a lower-case letter."""
+    return np.array([float(d.last.text[:1] in set("abcdefghijklmnopqrstuvwxyz")) for d in dialogues])
+
+
+def bandit(
+    kl_coef: float, steps: int, rate: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[dict[str, float]]]:
+    """log π0, log π and reward of every one-token reply after training, and the log."""
+    lm = toy_lm(scale=1.0)
+    rows = [PromptRow(PROMPTS[0], "1", 1, "toy")]
+    small: dict[str, Any] = {"prompts_per_step": 1, "samples_per_prompt": 128, "max_new_tokens": 1, "ppo_epochs": 4}
+    c = config(kl_coef=kl_coef, steps=steps, learning_rate=rate, value_learning_rate=1e-2, **small)
+    ppo = PPO(c, lm, rows, rows, reward_fn=letters)
+    log = [ppo.step(i) for i in range(steps)]
+    ids = [lm.encode_prompt(PROMPTS[0])]
+    logp0, logp = (torch.tensor(m.engine.next_logprobs(ids)[0]).double() for m in (lm, ppo.policy))
+    texts = [lm.tokenizer.decode([i]) for i in range(len(logp))]
+    reward = torch.tensor(letters([PROMPTS[0].reply(text.removeprefix(" ")) for text in texts]))
+    return logp0, logp, reward, log
+
+
+def test_a_bandit_reaches_the_closed_form_optimum() -> None:
+    """π* ∝ π0·exp(r/λ), J* = λ·log Σ π0 exp(r/λ). Planted: the sign of the KL reward; λ charged twice; −A for A."""
+    lam = 0.3
+    logp0, logp, reward, log = bandit(lam, 20, 3e-3)
+    best = logp0 + reward / lam
+    j_best = lam * float(best.logsumexp(0))
+    best = best.log_softmax(0)
+
+    def objective(q: torch.Tensor) -> float:
+        return float((q.exp() * reward).sum() - lam * (q.exp() * (q - logp0)).sum())
+
+    assert objective(best) == pytest.approx(j_best)
+    assert objective(logp0) < 0.5 * j_best
+    assert objective(logp) > 0.96 * j_best
+    got, wanted = (float((q.exp() * reward).sum()) for q in (logp, best))
+    assert got == pytest.approx(wanted, abs=0.08)
+    assert log[-1]["value"] == pytest.approx(log[-1]["reward"], abs=0.25)
+
+
+def test_a_large_lambda_keeps_the_policy_at_its_start() -> None:
+    """Planted: KL reward dropped."""
+    logp0, logp, *_ = bandit(50.0, 8, 1e-3)
+    assert float((logp.exp() * (logp - logp0)).sum()) < 0.02
+
+
+def test_the_value_function_learns_what_prompts_are_worth() -> None:
+    """Row 20. Planted: value read at the reply token, targets from the advantages alone."""
+
+    def worth(dialogues: list[Dialogue]) -> np.ndarray:
+        return np.array([float(len(d.turns[0].text) > 5) * 2 - 1 for d in dialogues])
+
+    ppo = toy(reward_fn=worth, learning_rate=0.0, value_learning_rate=3e-3, ppo_epochs=4, kl_coef=0.0, gae_lambda=1.0)
+    log = [ppo.step(i) for i in range(12)]
+    assert log[0]["value_explained_variance"] == pytest.approx(0.0, abs=1e-6)
+    assert log[-1]["value_explained_variance"] > 0.5
+
+
+# Runs
+
+
+def run_toy(out: Path, *, reward_fn: Any = None, **options: Any) -> Run:
+    lm = toy_lm()
+    pm = None if reward_fn else toy_pm(lm, frozen=1)
+    tests = {"other": toy_pm(lm, seed=7)}
+    c = config(out, frozen_layers=1, **options)
+    found = train_ppo(c, prompts=PROMPTS, eval_prompts=PROMPTS[:3], lm=lm, pm=pm, reward_fn=reward_fn, test_pms=tests)
+    assert isinstance(found, Run)
+    return found
+
+
+def test_a_run_holds_the_policy_its_numbers_and_both_replies(tmp_path: Path) -> None:
+    """Planted: the base saved in place of the policy; before and after swapped."""
+    run = run_toy(tmp_path / "run", learning_rate=1e-2)
+    numbers = run.summary()["numbers"]
+    assert {"pm_score_gain", "kl", "entropy", "reply_tokens", "eos_rate", "pm_score_gain/other"} <= numbers.keys()
+    assert numbers["kl"]["value"] > 0.01 and numbers["kl"]["low"] < numbers["kl"]["value"] < numbers["kl"]["high"]
+    rows = run.metrics()
+    assert [r["step"] for r in rows] == [0, 1, 2, 3, 3]
+    assert rows[0]["eval_kl"] == 0 and rows[-1]["eval_kl"] == pytest.approx(numbers["kl"]["value"], rel=1e-5)
+    gain = rows[-1]["eval_score"] - rows[0]["eval_score"]
+    assert numbers["pm_score_gain"]["value"] == pytest.approx(gain, abs=1e-5)
+    samples = [line for line in (run.path / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 6 and '"before"' in samples[0] and '"after"' in samples[0]
+    saved = LM.load(run.path)
+    base = toy_lm()
+    ids = [base.encode_prompt(PROMPTS[0])]
+    logp, logq = (torch.tensor(m.engine.next_logprobs(ids)[0]) for m in (saved, base))
+    assert float((logp.exp() * (logp - logq)).sum()) > 1e-4
+    assert run_toy(tmp_path / "run", learning_rate=1e-2).path == run.path  # finished: returned, not trained again
+
+
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    """Promise 3. Planted: the optimiser, or the value function, left out of the checkpoint; a global random stream."""
+
+    class Killed(BaseException):
+        pass
+
+    def judge(limit: int) -> Any:
+        calls = []
+
+        def score(dialogues: list[Dialogue]) -> np.ndarray:
+            calls.append(1)
+            if len(calls) > limit:
+                raise Killed
+            return np.array([sum(map(ord, d.last.text)) % 7 for d in dialogues]) / 7.0
+
+        return score
+
+    options: dict[str, Any] = {"steps": 4, "save_every": 1, "minibatches": 2, "learning_rate": 3e-3}
+    whole = run_toy(tmp_path / "whole", reward_fn=judge(99), **options)
+    with pytest.raises(Killed):
+        run_toy(tmp_path / "cut", reward_fn=judge(3), **options)  # the start is evaluated, two steps are done
+    assert (tmp_path / "cut" / "checkpoint-2").exists() and not (tmp_path / "cut" / "summary.json").exists()
+    cut = run_toy(tmp_path / "cut", reward_fn=judge(99), **options)
+    one, two = (load_file(run.path / "model" / "model.safetensors") for run in (whole, cut))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert whole.summary()["numbers"] == cut.summary()["numbers"]
+    logs = [[{k: v for k, v in row.items() if "seconds" not in k} for row in run.metrics()] for run in (whole, cut)]
+    assert logs[0] == logs[1]
+
+
+def test_dry_run_only_tells(tmp_path: Path) -> None:
+    found = train_ppo(config(tmp_path / "run", dry_run=True), prompts=PROMPTS, reward_fn=letters)
+    assert isinstance(found, dict) and "24 replies" in " ".join(found["lines"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_leave_no_room_are_left_out_and_told() -> None:
+    """Planted: the limit without the reply's tokens."""
+    lm = toy_lm()
+    overhead = len(lm.encode_prompt(Dialogue().ask("")))
+    texts = ["x" * n for n in (2, 128 - 6 - overhead, 128 - 6 - overhead + 1, 500)]
+    rows = [PromptRow(Dialogue().ask(text), str(i), i, "toy") for i, text in enumerate(texts)]
+    ppo = PPO(config(), lm, rows, rows[:1], reward_fn=letters)
+    assert [row.id for row in ppo.prompts] == ["0", "1"] and "2 of 4 prompts were left out" in ppo.notes[0]
+    with pytest.raises(ValueError, match="None of 1 prompts leaves room"):
+        PPO(config(), lm, rows[3:], reward_fn=letters)
