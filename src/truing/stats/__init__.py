@@ -19,12 +19,13 @@ from truing.stats.calibration import (
     skill,
 )
 from truing.stats.intervals import Interval, bootstrap, difference_interval, mean_interval, se, share, wilson
-from truing.stats.ratings import ELO_PER_NAT, EloResult, elo, elo_to_win_rate, win_rate_to_elo
+from truing.stats.ratings import ELO_PER_NAT, EloResult, Game, elo, elo_to_win_rate, win_rate_to_elo
 
 __all__ = [
     "ELO_PER_NAT",
     "Bin",
     "EloResult",
+    "Game",
     "Interval",
     "Reliability",
     "auroc",

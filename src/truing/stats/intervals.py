@@ -159,7 +159,7 @@ def bootstrap(
     statistic: Callable[..., float | None],
     arrays: Sequence[ArrayLike],
     clusters: Labels = None,
-    n_boot: int = 1000,
+    n_boot: int | None = None,
     seed: int = 0,
     *,
     unit: str = "",
@@ -167,6 +167,7 @@ def bootstrap(
 ) -> Interval:
     """Any statistic of equally long arrays with its bootstrap interval over clusters.
 
+    ``n_boot`` is 1,000 unless given, fewer beyond 20,000 rows (never below 200).
     Resamples in which the statistic is None are left out (the note counts them; more than half: no interval).
     ``basic`` reflects the resamples at the value, which takes out the upward bias of statistics that resampling
     inflates, such as ECE; the interval is then widened to hold the value.
@@ -181,6 +182,7 @@ def bootstrap(
         return Interval(None, None, None, n, unit, "no rows" if n == 0 else "undefined on these rows")
     if count == 1:
         return Interval(value, None, None, n, unit, "one cluster only: no interval")
+    n_boot = n_boot or int(min(1000, max(200, 2e7 // n)))
     rng = np.random.default_rng(seed)
     order = np.argsort(codes, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
