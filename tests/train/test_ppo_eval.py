@@ -114,10 +114,8 @@ def test_capped_and_empty_replies_are_told_apart() -> None:
     assert numbers(start, end)["pm_score_gain/finished"].value == 1.0
     rows = sample_rows(start, end, ["one", "two"])
     assert [r["ended_after"] for r in rows] == ["finished", "capped", "empty", "empty"]
-    assert (
-        rows[2]["id"] == "two" and rows[2]["score_after"] == 3.0
+    assert rows[2]["id"] == "two" and rows[2]["score_after"] == 3.0
     assert rows[2]["prompt"] == "\n\nHuman: p1\n\nAssistant:"
-    )
 
 
 def test_scores_by_source() -> None:
