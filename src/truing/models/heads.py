@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 from truing.models import split, tree
 from truing.models.lm import LM
-from truing.models.load import find_model, load_tokenizer, quiet, whole_folder
+from truing.models.load import find_model, load_tokenizer, model_file, quiet, whole_folder
 from truing.models.tree import Pack
 from truing.text import Format, encode, pieces
 from truing.types import Dialogue
@@ -269,21 +269,27 @@ def _special_tokens(tokenizer: Any, *, wants_eoc: bool) -> tuple[Any, int | None
 
 
 def _make_room(backbone: Any, tokenizer: Any, before: Any) -> None:
-    """Enlarge the embeddings for added tokens; their rows begin as EOS's (rows already there are left alone)."""
-    rows = backbone.get_input_embeddings().weight.shape[0]
+    """Larger embeddings for added tokens; their rows begin as EOS's (rows already there are left alone).
+
+    A module of its own: transformers' resizing changes in place what a shared trunk shares.
+    """
+    old = backbone.get_input_embeddings()
+    rows, width = old.weight.shape
     if len(tokenizer) <= rows:
         return
-    backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    weight = backbone.get_input_embeddings().weight
     like = before.eos_token_id if before.eos_token_id is not None else 0
-    with torch.no_grad():
-        weight[rows:] = weight[like]
+    added = old.weight.data[like].expand(len(tokenizer) - rows, width)
+    new = nn.Embedding.from_pretrained(
+        torch.cat([old.weight.data, added]), freeze=not old.weight.requires_grad, padding_idx=old.padding_idx
+    )
+    backbone.set_input_embeddings(new)
+    backbone.config.vocab_size = len(tokenizer)
 
 
 def _facts(source: str | Path, name: object, kind: str) -> dict[str, Any]:
     expected = f"expected {_NAMES[kind]} saved by truing"
-    path = Path(source) / FACTS
-    if not path.is_file():
+    path = model_file(source, FACTS, name)
+    if path is None:
         raise ValueError(f"{str(name)!r} is not one of truing's scalar models (it has no {FACTS}); {expected}.")
     try:
         facts = json.loads(path.read_text())

@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from truing.models.gguf_file import convert_gguf
 
 SMOLLM2 = "smollm2"
+CONFIG, _NOT_HERE = "config.json", " in this machine's cache or on the hub"
 _CONVERTER = "1"  # part of the cache key; raise it when the conversion changes
 _RUN_FILES = ("summary.json", "config.yaml")
 
@@ -44,7 +45,7 @@ def load_model(
     Raises UnknownModel if there is none of that name, ValueError if what is there is not a language model.
     """
     source = find_model(name)
-    kind = _architecture(source)
+    kind = _architecture(source, name)
     if kind.endswith("ForSequenceClassification"):
         raise ValueError(
             f"{str(name)!r} is a preference model, and a language model is needed here. "
@@ -111,6 +112,24 @@ def quiet() -> Iterator[None]:
 def _some(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def model_file(source: str | Path, filename: str, name: object = None) -> Path | None:
+    """A small file beside a model's weights, from its folder or the hub; None if the model has none of that name.
+
+    Raises UnknownModel if the hub does not have the model.
+    """
+    if isinstance(source, Path):
+        return source / filename if (source / filename).is_file() else None
+    try:
+        config, found = (
+            cached_file(source, f, _raise_exceptions_for_missing_entries=False) for f in (CONFIG, filename)
+        )
+    except OSError as error:
+        raise _unreadable(name or source, source, error) from error
+    if config is None:  # so it answers offline for what it does not have
+        raise _unknown(str(name or source), _NOT_HERE)
+    return None if found is None else Path(found)
 
 
 def known_models() -> list[str]:
@@ -182,11 +201,13 @@ def _run_named(text: str) -> Path | None:
     return next((p for p in found if p.name == text), found[0] if len(found) == 1 else None)
 
 
-def _architecture(source: str | Path) -> str:
-    if isinstance(source, str):
-        return ""
-    names = json.loads((source / "config.json").read_text()).get("architectures") or [""]
-    return str(names[0])
+def _architecture(source: str | Path, name: object) -> str:
+    config = model_file(source, CONFIG, name)
+    try:
+        names = json.loads(config.read_text()).get("architectures") if config else None
+    except ValueError as error:
+        raise ValueError(f"{str(config)!r} is damaged: {error}") from error
+    return str((names or [""])[0])
 
 
 def _near(text: str) -> list[str]:
@@ -209,7 +230,7 @@ def _unknown(text: str, why: str = "") -> UnknownModel:
 def _unreadable(name: object, source: str | Path, error: Exception) -> ValueError:
     if isinstance(source, Path):
         return ValueError(f"The model in {str(source)!r} could not be read: {str(error).splitlines()[0]}")
-    return _unknown(str(name), " in this machine's cache or on the hub")
+    return _unknown(str(name), _NOT_HERE)
 
 
 def _convert_once(file: Path, label: str) -> Path:
