@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 Labels = Sequence[Hashable] | Array | None
-CELLS = 4_000_000  # numbers held at once while resampling
+CELLS = 200_000  # numbers held at once while resampling: they should fit into the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
