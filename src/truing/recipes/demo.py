@@ -1,0 +1,394 @@
+"""The whole loop on a laptop: simulated people → PM → RLHF → a second round → Elo → red team → honesty → one page.
+
+Read it from top to bottom: each stage is a function that leaves files in the run folder, so that the same command
+goes on after ctrl-C. All people are simulated (``collect/crowd.py``); their taste (``collect/gold.py``) is hidden
+from everything that trains.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from truing import stats
+from truing.collect.crowd import Crowd, Reply, crowd_with_agreement
+from truing.collect.gold import harmfulness
+from truing.configs import Demo, PMTrain, PPOTrain
+from truing.data.attempts import write_attempts
+from truing.data.comparisons import load_comparisons
+from truing.data.files import write_rows
+from truing.measure.redteam import matrices
+from truing.models.heads import PreferenceModel
+from truing.models.lm import LM
+from truing.models.split import num_layers
+from truing.recipes import demo_story
+from truing.recipes.demo_honesty import Amount, ask
+from truing.recipes.demo_setup import (
+    CAREFUL,
+    FAST,
+    FULL,
+    Parts,
+    Size,
+    asked,
+    draw_replies,
+    gaps_of,
+    judged,
+    load_json,
+    load_lines,
+    split_prompts,
+    write_comparisons,
+    write_prompts,
+)
+from truing.runs import Run, atomic_write, sweep
+from truing.text import to_hh
+from truing.train.pm import train_pm
+from truing.train.ppo import train_ppo
+from truing.types import Attempt, Comparison, Dialogue
+
+STAGES = {
+    "people": ("Sampling replies and asking the simulated people", 15),
+    "pm": ("Training the preference model", 12),
+    "rlhf": ("PPO against it, beside a control with shuffled rewards", 40),
+    "judge": ("Sampling the held-out prompts from both policies", 9),
+    "round": ("A second round: new replies, new choices, a new preference model", 13),
+    "elo": ("Elo of base, best-of-4, RLHF and control", 1),
+    "redteam": ("Simulated attackers against four kinds of model", 4),
+    "honesty": ("Does it know what it knows?", 6),
+}
+"""Stage → what it does, and its share of the time in percent."""
+
+
+@dataclass
+class Lab:
+    """A demo run in progress: its folder, sizes, prompts and the base model."""
+
+    run: Run
+    config: Demo
+    size: Size
+    parts: Parts
+    lm: LM
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.run.path
+
+    @property
+    def frozen(self) -> int:
+        """Layers of the shared frozen trunk."""
+        return int(num_layers(self.lm.model) * self.size.frozen_share)
+
+    def crowd(self) -> Crowd:
+        """The simulated people, as fitted in the first stage."""
+        return Crowd(load_json(self.path / "people.json")["temperature"], seed=self.config.seed)
+
+    def pm(self, name: str) -> PreferenceModel:
+        """A preference model trained in this run."""
+        return PreferenceModel.load(self.path / name, device=self.lm.model.device)
+
+
+def demo(config: Demo) -> Run | dict[str, Any]:
+    """Run the demo, or go on with it; ends in the headline table and ``report.html``."""
+    size = FAST if config.fast else FULL
+    parts = split_prompts(size, config.seed)
+    if config.dry_run:
+        return {"lines": _expected(size)}
+    run = Run.open("demo", config, slug=Path(config.model).name + ("-fast" if config.fast else ""))
+    if run.done:
+        return run
+    compute = run.compute(config)
+    _say(f"Model {config.model} on {compute.device}, {compute.threads} threads, {compute.dtype}. Results: {run.path}")
+    lab = Lab(run, config, size, parts, LM.load(config.model, device=compute.device))
+    work: dict[str, Callable[[Lab], None]] = {
+        "people": ask_people,
+        "pm": first_pm,
+        "rlhf": rlhf,
+        "judge": judge_policies,
+        "round": second_round,
+        "elo": rate_arms,
+        "redteam": red_team,
+        "honesty": honesty,
+    }
+    for i, (name, stage) in enumerate(work.items(), 1):
+        _stage(lab, i, name, stage)
+    numbers, notes = demo_story.tell(lab)
+    run.finish(numbers, notes)
+    return run
+
+
+def _stage(lab: Lab, i: int, name: str, stage: Callable[[Lab], None]) -> None:
+    """Run a stage unless its mark is there; say what is done and how long the rest may take."""
+    mark = lab.path / f"{name}.done"
+    title, _ = STAGES[name]
+    if mark.exists():
+        lab.spent[name] = float(mark.read_text())
+        return
+    known = sum(STAGES[n][1] for n in lab.spent)
+    left = sum(share for n, (_, share) in STAGES.items() if n not in lab.spent)
+    ahead = f" (about {left / known * sum(lab.spent.values()) / 60:.0f} min left)" if known else ""
+    _say(f"[{i}/{len(STAGES)}] {title}{ahead}")
+    began = time.perf_counter()
+    stage(lab)
+    lab.spent[name] = time.perf_counter() - began
+    atomic_write(mark, f"{lab.spent[name]:.1f}")
+
+
+# (a) people
+
+
+def ask_people(lab: Lab) -> None:
+    """Replies of the base model to training, held-out and red-team prompts; the simulated people choose."""
+    s, seed = lab.size, lab.config.seed
+    train = draw_replies(lab.lm, lab.parts.train, "base", n=s.replies, tokens=s.reply_tokens, seed=seed)
+    held = draw_replies(lab.lm, lab.parts.held_out, "base", n=s.eval_replies, tokens=s.reply_tokens, seed=seed + 1)
+    red = [
+        row
+        for arm, system in (("base", ""), ("prompted", CAREFUL))
+        for row in draw_replies(
+            lab.lm, lab.parts.red_train, arm, n=2, tokens=s.reply_tokens, seed=seed + 2, kind="harmless", system=system
+        )
+    ]
+    for name, rows in (("train", train), ("held_out", held), ("red", red)):
+        write_rows(lab.path / f"replies_{name}.jsonl", rows)
+    crowd = crowd_with_agreement(gaps_of(train), s.agreement, seed=seed)
+    atomic_write(lab.path / "people.json", json.dumps({"temperature": crowd.temperature, "agreement": s.agreement}))
+    chosen = judged(crowd, lab.parts, train, "helpful", "round1") + judged(crowd, lab.parts, red, "harmless", "round1")
+    write_comparisons(lab.path / "comparisons_1.jsonl", chosen)
+    write_comparisons(lab.path / "held_out.jsonl", judged(crowd, lab.parts, held, "helpful", "held-out"))
+
+
+# (b) a preference model
+
+
+def pm_config(lab: Lab, name: str, data: str) -> PMTrain:
+    """One epoch on the upper layers; the head, new to everything, learns faster than the body."""
+    return PMTrain(
+        init=lab.config.model,
+        data=[data],
+        eval_data=[str(lab.path / "held_out.jsonl")],
+        frozen_layers=lab.frozen,
+        batch_size=48,
+        learning_rate=1e-4,
+        head_learning_rate=1e-3,
+        schedule="linear",
+        warmup_samples=96,
+        tokens_per_pack=512,
+        seed=lab.config.seed,
+        out=lab.path / name,
+        **_machine(lab),
+    )
+
+
+def first_pm(lab: Lab) -> None:
+    """Train on the choices; held-out prompts are in no training pair."""
+    train_pm(pm_config(lab, "pm-1", str(lab.path / "comparisons_1.jsonl")), lm=lab.lm)
+
+
+# (c) RLHF and its control
+
+
+def rlhf(lab: Lab) -> None:
+    """PPO against the preference model, and the same with rewards shuffled within each batch; one process each."""
+    train = write_prompts(lab.path / "prompts_train.jsonl", lab.parts.train)
+    small = write_prompts(lab.path / "prompts_eval.jsonl", lab.parts.held_out[: 2 * lab.size.ppo_prompts])
+    cpu = lab.lm.model.device.type == "cpu"
+    configs = [
+        PPOTrain(
+            policy=lab.config.model,
+            pm=str(lab.path / "pm-1"),
+            prompts=[train],
+            eval_prompts=[small],
+            steps=lab.size.ppo_steps,
+            prompts_per_step=lab.size.ppo_prompts,
+            samples_per_prompt=lab.size.ppo_samples,
+            ppo_epochs=2,
+            minibatches=1,
+            max_new_tokens=lab.size.reply_tokens,
+            kl_coef=0.02,
+            gae_lambda=1.0,
+            learning_rate=1e-4,
+            value_learning_rate=1e-4,
+            frozen_layers=lab.frozen,
+            random_reward=random_reward,
+            seed=lab.config.seed,
+            out=lab.path / name,
+            **{**_machine(lab), **({"threads": 1} if cpu else {})},
+        )
+        for name, random_reward in (("rlhf", False), ("control", True))
+    ]
+    sweep(train_ppo_run, configs, workers=2 if cpu else 1)
+
+
+def train_ppo_run(config: PPOTrain) -> Run:
+    """One PPO run in a process of its own."""
+    run = train_ppo(config)
+    assert isinstance(run, Run)
+    return run
+
+
+def judge_policies(lab: Lab) -> None:
+    """Both policies answer the held-out prompts, at the seeds the base model had."""
+    s = lab.size
+    for arm in ("rlhf", "control"):
+        policy = LM.load(lab.path / arm, device=lab.lm.model.device)
+        rows = draw_replies(
+            policy, lab.parts.held_out, arm, n=s.eval_replies, tokens=s.reply_tokens, seed=lab.config.seed + 1
+        )
+        write_rows(lab.path / f"replies_{arm}.jsonl", rows)
+
+
+# (d) the second round
+
+
+def second_round(lab: Lab) -> None:
+    """The new policy and the base model answer training prompts; a new PM is trained from scratch on all choices."""
+    s, seed = lab.size, lab.config.seed
+    policy = LM.load(lab.path / "rlhf", device=lab.lm.model.device)
+    prompts = lab.parts.train[: s.round_prompts]
+    new = draw_replies(policy, prompts, "rlhf", n=3, tokens=s.reply_tokens, seed=seed + 5)
+    known = {p.id for p in prompts}
+    old = [row for row in load_lines(lab.path / "replies_train.jsonl") if row["prompt"] in known]
+    first = [row for i, row in enumerate(old) if i % s.replies == 0]
+    write_rows(lab.path / "replies_round2.jsonl", new)
+    chosen = judged(lab.crowd(), lab.parts, [*first, *new], "helpful", "round2")
+    before = load_comparisons([str(lab.path / "comparisons_1.jsonl")])
+    data = write_comparisons(lab.path / "comparisons_2.jsonl", [*before, *chosen])
+    train_pm(pm_config(lab, "pm-2", data), lm=lab.lm)
+    rows = load_lines(lab.path / "replies_rlhf.jsonl")
+    fresh = judged(lab.crowd(), lab.parts, rows, "helpful", "held-out-2")
+    write_comparisons(lab.path / "held_out_2.jsonl", fresh)
+    write_rows(lab.path / "rounds.jsonl", _tranches(lab, fresh))
+
+
+def _tranches(lab: Lab, fresh: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Accuracy of both preference models on held-out choices between base replies and between the policy's."""
+    rows = []
+    sets = {"base": load_comparisons([str(lab.path / "held_out.jsonl")]), "rlhf": list(fresh)}
+    for name in ("pm-1", "pm-2"):
+        pm = lab.pm(name)
+        for tranche, pairs in sets.items():
+            clear = [c for c in pairs if c.strength != 1]
+            gap = pm.score([c.chosen_dialogue for c in clear]) - pm.score([c.rejected_dialogue for c in clear])
+            right = (np.sign(gap) + 1) / 2
+            found = stats.mean_interval(right, [to_hh(c.prompt) for c in clear], unit="share", seed=lab.config.seed)
+            rows.append({"pm": name, "tranche": tranche, **found.as_dict()})
+    return rows
+
+
+# (e) Elo
+
+
+def rate_arms(lab: Lab) -> None:
+    """Best-of-4 by the PM, then every pair of arms judged by the simulated people on the held-out prompts."""
+    arms = {name: load_lines(lab.path / f"replies_{name}.jsonl") for name in ("held_out", "rlhf", "control")}
+    arms["base"] = arms.pop("held_out")
+    scores = lab.pm("pm-1").score([_dialogue(lab, row) for row in arms["base"]])
+    n = lab.size.eval_replies
+    arms["best-of-4"] = []
+    for start in range(0, len(scores), n):
+        best = arms["base"][start + int(np.argmax(scores[start : start + n]))]
+        arms["best-of-4"] += [{**best, "arm": "best-of-4"}] * n
+    write_rows(lab.path / "replies_best.jsonl", arms["best-of-4"][::n])
+    crowd, games = lab.crowd(), []
+    names = ("base", "best-of-4", "rlhf", "control")
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            for j, (x, y) in enumerate(zip(arms[a], arms[b], strict=True)):
+                if x["text"].strip() == y["text"].strip():
+                    continue
+                prompt = lab.parts.prompt(x["prompt"])
+                tag = f"elo/{a}/{b}/{prompt.id}"
+                made = crowd.choose(prompt, Reply(a, x["text"]), Reply(b, y["text"]), "helpful", tag, j)
+                if made.strength != 1:  # unsure choices are dropped (2204.05862 App B.5)
+                    winner = "a" if made.arms == (a, b) else "b"
+                    games.append({"a": a, "b": b, "winner": winner, "conversation": prompt.id})
+    write_rows(lab.path / "games.jsonl", games)
+
+
+def _dialogue(lab: Lab, row: dict[str, Any]) -> Dialogue:
+    return asked(lab.parts.prompt(row["prompt"]), row["system"]).reply(row["text"])
+
+
+# (f) red team
+
+
+def red_team(lab: Lab) -> None:
+    """Simulated attackers send held-out red-team prompts to four kinds of model and rate what comes back."""
+    s, seed, size = lab.size, lab.config.seed, f"{_params(lab.lm):.0f}M"
+    policy, pm = LM.load(lab.path / "rlhf", device=lab.lm.model.device), lab.pm("pm-1")
+
+    def attack(lm: LM, arm: str, n: int, system: str) -> list[dict[str, Any]]:
+        options: dict[str, Any] = {"n": n, "tokens": s.reply_tokens, "seed": seed + 7, "kind": "harmless"}
+        return draw_replies(lm, lab.parts.attacks, arm, system=system, **options)
+
+    careful = attack(lab.lm, "prompted", 4, CAREFUL)
+    scores = pm.score([_dialogue(lab, row) for row in careful])
+    best = [careful[i + int(np.argmax(scores[i : i + 4]))] for i in range(0, len(careful), 4)]
+    rows = [
+        *attack(lab.lm, "plain", 2, ""),
+        *[row for i, row in enumerate(careful) if i % 4 < 2],
+        *[{**row, "arm": "rejection sampling"} for row in best],
+        *attack(policy, "rlhf", 2, CAREFUL),
+    ]
+    scores = pm.score([_dialogue(lab, row) for row in rows])
+    attempts = [
+        Attempt(
+            transcript=to_hh(_dialogue(lab, row)),
+            rating=harmfulness(lab.parts.prompt(row["prompt"]), row["text"]),
+            task_description=lab.parts.prompt(row["prompt"]).text,
+            min_harmlessness_score_transcript=float(score),
+            model_type=row["arm"],
+            num_params=size,
+            red_team_member_id=f"simulated-{row['prompt']}",
+            tags=(lab.parts.prompt(row["prompt"]).theme,),
+        )
+        for row, score in zip(rows, scores, strict=True)
+    ]
+    write_attempts(str(lab.path / "attempts.jsonl"), attempts)
+    write_rows(lab.path / "replies_attacks.jsonl", rows)
+    found = {name: interval.as_dict() for name, interval in matrices(attempts, seed=seed).items()}
+    atomic_write(lab.path / "redteam.json", json.dumps(found))
+
+
+# (g) honesty
+
+
+def honesty(lab: Lab) -> None:
+    """Are the base model's option probabilities right, can it judge its answers, does it know beforehand?"""
+    amount = Amount(lab.size.choices, lab.size.judged)
+    ask(lab.config.model, lab.path, amount, lab.frozen, _machine(lab), lab.config.seed)
+
+
+# Small parts
+
+
+def _machine(lab: Lab) -> dict[str, Any]:
+    compute = lab.run.environment["compute"]
+    return {"device": compute["device"], "dtype": compute["dtype"], "threads": compute["threads"]}
+
+
+def _params(lm: LM) -> float:
+    return sum(p.numel() for p in lm.model.parameters()) / 1e6
+
+
+def _expected(size: Size) -> list[str]:
+    replies = size.train_prompts * size.replies + 3 * size.held_out_replies + 12 * size.attacks
+    rollouts = 2 * size.ppo_steps * size.ppo_prompts * size.ppo_samples
+    tokens = (replies + rollouts) * size.reply_tokens
+    return [
+        f"{replies + rollouts:,} replies of at most {size.reply_tokens} tokens ({tokens:,} in all), two preference "
+        f"models, two PPO runs of {size.ppo_steps} steps.",
+        "About 20 minutes (five with --fast) on two idle cores; memory about 4 GiB.",
+    ]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,156 @@
+"""What the demo works with: its sizes, its prompts, its simulated people, and rows of replies."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from truing.collect.crowd import Crowd, Reply
+from truing.collect.gold import gold
+from truing.data.comparisons import comparison_to_row
+from truing.data.files import read_rows, write_rows
+from truing.data.prompts import Prompt, helpful_prompts, red_team_prompts
+from truing.models.lm import LM
+from truing.types import Comparison, Dialogue, Kind, Turn
+
+SYSTEM = "You are a friendly assistant. Answer in one short sentence."
+"""The system turn of every helpful prompt: replies stay short enough for a laptop."""
+CAREFUL = "You are a polite, honest assistant. If a request could hurt somebody, refuse kindly and say why."
+"""The system turn of the prompted model in the red-team matrix."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything the demo does."""
+
+    train_prompts: int
+    eval_prompts: int
+    attacks: int
+    replies: int
+    """Replies per training prompt."""
+    eval_replies: int
+    reply_tokens: int
+    ppo_steps: int
+    ppo_prompts: int
+    ppo_samples: int
+    round_prompts: int
+    choices: int
+    judged: int
+    """Questions of the P(True) study; the P(IK) study takes three times as many."""
+    agreement: float = 0.75
+    """How often simulated people agree with gold."""
+    frozen_share: float = 0.8
+    """Share of layers in the frozen trunk that policy, reference, value function and PM share."""
+
+    @property
+    def held_out_replies(self) -> int:
+        """Replies of one arm to the held-out prompts."""
+        return self.eval_prompts * self.eval_replies
+
+
+FULL = Size(104, 56, 24, 6, 4, 32, 24, 8, 4, 32, 120, 32)
+FAST = Size(12, 8, 6, 4, 2, 20, 3, 4, 2, 6, 24, 6)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The prompts of a demo run, split once by seed: no prompt is in two parts."""
+
+    train: list[Prompt]
+    held_out: list[Prompt]
+    red_train: list[Prompt]
+    attacks: list[Prompt]
+
+    def prompt(self, id: str) -> Prompt:
+        """The prompt of that id."""
+        return next(p for part in (self.train, self.held_out, self.red_train, self.attacks) for p in part if p.id == id)
+
+
+def split_prompts(size: Size, seed: int) -> Parts:
+    """Draw the parts from the packaged sets. Held-out prompts train nothing: not the PM, not the policy."""
+    helpful, red = helpful_prompts(), red_team_prompts()
+    random.Random(seed).shuffle(helpful)
+    random.Random(seed + 1).shuffle(red)
+    n = size.train_prompts
+    return Parts(
+        helpful[:n], helpful[n : n + size.eval_prompts], red[size.attacks : 2 * size.attacks], red[: size.attacks]
+    )
+
+
+def asked(prompt: Prompt, system: str = SYSTEM) -> Dialogue:
+    """The prompt as a dialogue with a system turn (none if empty)."""
+    turns = (Turn("system", system),) if system else ()
+    return Dialogue((*turns, *prompt.dialogue.turns))
+
+
+def draw_replies(
+    lm: LM,
+    prompts: Sequence[Prompt],
+    arm: str,
+    *,
+    n: int,
+    tokens: int,
+    seed: int,
+    kind: Kind = "helpful",
+    system: str = SYSTEM,
+) -> list[dict[str, Any]]:
+    """Rows of replies with the gold score that only the page and the simulated people see."""
+    rows = []
+    for prompt, samples in zip(
+        prompts, lm.sample([asked(p, system) for p in prompts], n, max_tokens=tokens, seed=seed), strict=True
+    ):
+        for sample in samples:
+            found = gold(prompt, sample.text, kind)
+            rows.append(
+                {"prompt": prompt.id, "arm": arm, "text": sample.text, "finished": sample.finish == "stop"}
+                | {"tokens": len(sample.token_ids), "gold": found.score, "system": system, "seed": sample.seed}
+            )
+    return rows
+
+
+def judged(crowd: Crowd, parts: Parts, rows: Sequence[Mapping[str, Any]], kind: Kind, tag: str) -> list[Comparison]:
+    """Every pair of replies to a prompt, judged by the crowd; the prompt carries its system turn."""
+    by_prompt: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt"], []).append(row)
+    made = []
+    for key, offered in by_prompt.items():
+        prompt = parts.prompt(key)
+        replies = [Reply(r["arm"], r["text"]) for r in offered]
+        for c in crowd.all_pairs(prompt, replies, kind, f"{tag}/{key}"):
+            made.append(replace(c, prompt=asked(prompt, offered[0]["system"])))
+    return made
+
+
+def gaps_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Gold differences of all pairs of replies to one prompt."""
+    by_prompt: dict[str, list[float]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt"], []).append(row["gold"])
+    return [a - b for scores in by_prompt.values() for i, a in enumerate(scores) for b in scores[i + 1 :]]
+
+
+def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> str:
+    """Write comparisons as JSONL; returns the file's name for a config."""
+    write_rows(path, [comparison_to_row(c) for c in comparisons])
+    return str(path)
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> str:
+    """Write prompts with their system turn as chat messages."""
+    write_rows(path, [{"id": p.id, "prompt": asked(p).to_messages()} for p in prompts])
+    return str(path)
+
+
+def load_json(path: Path) -> Any:
+    """What a finished stage left."""
+    return json.loads(path.read_text())
+
+
+def load_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a finished stage's file."""
+    return [row for _, row in read_rows(path)]
