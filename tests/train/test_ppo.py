@@ -275,3 +275,12 @@ def test_prompts_that_leave_no_room_are_left_out_and_told() -> None:
     assert [row.id for row in ppo.prompts] == ["0", "1"] and "2 of 4 prompts were left out" in ppo.notes[0]
     with pytest.raises(ValueError, match="None of 1 prompts leaves room"):
         PPO(config(), lm, rows[3:], reward_fn=letters)
+
+
+def test_prompts_both_trained_on_and_held_out_are_told() -> None:
+    """Rows 26, 27. Planted: whole dialogues compared, so that a second turn hides the overlap."""
+    rows = [PromptRow(d, str(i), i, "toy") for i, d in enumerate(PROMPTS)]
+    later = PromptRow(PROMPTS[0].reply("Hello").ask("And?"), "9", 9, "toy")
+    ppo = PPO(config(), toy_lm(), rows, [later, PromptRow(Dialogue().ask("New"), "10", 10, "toy")], reward_fn=letters)
+    assert any("1 conversations" in note for note in ppo.notes)
+    assert not any("conversations" in note for note in PPO(config(), toy_lm(), rows, reward_fn=letters).notes)

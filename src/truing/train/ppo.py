@@ -46,7 +46,7 @@ from truing.train.ppo_math import (
     whiten,
 )
 from truing.train.ppo_models import build_models, weights_hash
-from truing.train.ppo_setup import check, data_hash, expected, prompt_rows, short_enough
+from truing.train.ppo_setup import check, data_hash, expected, prompt_rows, short_enough, tell_overlap
 from truing.types import Dialogue
 
 __all__ = [
@@ -85,14 +85,14 @@ def train_ppo(
     if config.dry_run:
         return {"lines": expected(config, rows, held_out)}
     given = {"prompts": prompts, "eval_prompts": eval_prompts}
-    hashes = {name: data_hash(rows) for name, rows in given.items() if rows is not None}
+    hashes = {name: data_hash(items) for name, items in given.items() if items is not None}
     files = [] if prompts is not None else [*config.prompts]
     files += [] if eval_prompts is not None else [*config.eval_prompts]
     run = Run.open("rlhf train", config, data_files=files, data_hashes=hashes, slug=Path(config.policy).name)
     if run.done:
         return run
     compute = run.compute(config)
-    where = {"device": compute.device, "dtype": torch.float32}  # trained weights stay float32; bf16 by autocast
+    where: dict[str, Any] = {"device": compute.device, "dtype": torch.float32}  # bf16, if chosen, by autocast
     lm = lm or LM.load(config.policy, **where)
     if pm is None and reward_fn is None:
         pm = PreferenceModel.load(config.pm, **where)
@@ -139,6 +139,7 @@ class PPO:
         self.test_pms = test_pms or {}
         self.notes: list[str] = []
         self.prompts = short_enough(prompts, lm, config.max_new_tokens, self.notes)
+        tell_overlap(self.prompts, eval_prompts, self.notes)
         if not eval_prompts:
             count = max(1, EVAL_REPLIES // config.samples_per_prompt)
             order = rng(config.seed, 2).permutation(len(self.prompts))[:count]

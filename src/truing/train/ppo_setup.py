@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from truing.configs import PPOTrain
+from truing.data.comparisons import conversation_key
 from truing.data.prompts import PromptRow, load_prompt_rows
 from truing.models.lm import LM
 from truing.text import to_hh
@@ -56,6 +57,16 @@ def short_enough(rows: Sequence[PromptRow], lm: LM, max_new_tokens: int, notes: 
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept)} of {len(rows)} prompts were left out: too long for the model.")
     return kept
+
+
+def tell_overlap(prompts: Sequence[PromptRow], held_out: Sequence[PromptRow], notes: list[str]) -> None:
+    """Tell ``notes`` of conversations that are both trained on and measured (hh.md §20 rows 26-27)."""
+    shared = {conversation_key(p.dialogue) for p in prompts} & {conversation_key(p.dialogue) for p in held_out}
+    if shared:
+        notes.append(
+            f"{len(shared)} conversations (same first human turn) are trained on and also held out: on them the gain "
+            "is not a held-out one."
+        )
 
 
 def expected(config: PPOTrain, prompts: Sequence[PromptRow], held_out: Sequence[PromptRow]) -> list[str]:
