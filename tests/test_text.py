@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -35,6 +37,7 @@ def chat_tokenizer(template: str):
 CHATS = [chat_tokenizer(SMOLLM2_TEMPLATE), chat_tokenizer(TRIMMING)]
 
 
+@functools.cache
 def smollm2_tokenizer():
     try:
         return load.load_tokenizer(load.find_model("smollm2"))
