@@ -93,7 +93,8 @@ class Tracker:
             getattr(self.client, "close" if self.name == "tensorboard" else "finish")()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send one step's metrics."""
+        """Send one step's metrics; what is undefined is left out."""
+        metrics = {name: value for name, value in metrics.items() if value is not None}
         if self.name == "tensorboard":
             for name, value in metrics.items():
                 self.client.add_scalar(name, value, step)
