@@ -19,9 +19,9 @@ from truing.types import Dialogue
 PROMPTS = [Dialogue().ask(text) for text in ("Hi", "Hi there", "A colour?", "Bye")]
 
 
-def toy_lm(seed: int = 0, scale: float = 8.0) -> LM:
-    """A random policy whose next-token distributions are far from flat."""
-    model = new_model("llama", layers=2, width=32, heads=2, vocab_size=264, max_positions=128, seed=seed)
+def toy_lm(seed: int = 0, scale: float = 8.0, vocab: int = 264) -> LM:
+    """A random policy, far from flat; 264 tokens leave room for a preference model's own, 259 do not."""
+    model = new_model("llama", layers=2, width=32, heads=2, vocab_size=vocab, max_positions=128, seed=seed)
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim > 1:

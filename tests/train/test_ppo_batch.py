@@ -124,11 +124,11 @@ def one_by_one(model: Any, r: Reply) -> torch.Tensor:
     return model(ids).logits[0, len(r.prompt_ids) - 1 : -1].log_softmax(-1)
 
 
-@pytest.mark.parametrize("frozen", [0, 1])
-def test_measured_numbers_equal_one_reply_at_a_time(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("frozen", "vocab"), [(0, 264), (1, 264), (1, 259)])
+def test_measured_numbers_equal_one_reply_at_a_time(frozen: int, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows 8, 16, 20. Planted: KL(π0‖π); the mean over tokens; values one place late; models swapped."""
     monkeypatch.setattr(ppo_models, "HEAD_CELLS", 259 * 16)  # several chunks
-    lm = toy_lm()
+    lm = toy_lm(vocab=vocab)
     pm = toy_pm(lm, frozen=frozen)
     ppo = toy(pm, lm, frozen_layers=frozen, tokens_per_pack=40)
     assert (ppo.models.pm is not None) == bool(frozen)
