@@ -182,14 +182,34 @@ def test_ece_interval_holds_its_value_and_the_truth() -> None:
     assert held >= 13
 
 
-def test_fast_ece_interval_equals_the_generic_bootstrap() -> None:
+def test_fast_intervals_of_scores_equal_the_generic_bootstrap() -> None:
     rng = RNG(3)
     p = rng.random(300).round(2)
     c = (rng.random(300) < p**2).astype(float)
     labels = np.arange(300) // 3
-    fast = stats.calibration(p, c, labels)["ece"]
-    slow = stats.bootstrap(stats.ece, [p, c], labels, 1000, 7, kind="basic")
-    assert (fast.value, fast.low, fast.high) == pytest.approx((slow.value, slow.low, slow.high), abs=0.006)
+    fast = stats.probability_scores(p, c, labels)
+    slow = {
+        "ece": stats.bootstrap(stats.ece, [p, c], labels, 1000, 7, kind="basic"),
+        "rms_calibration_error": stats.bootstrap(stats.rms_calibration_error, [p, c], labels, 1000, 7, kind="basic"),
+        "skill": stats.bootstrap(stats.skill, [p, c], labels, 1000, 7),
+        "auroc": stats.bootstrap(stats.auroc, [p, c], labels, 1000, 7),
+        "brier": stats.mean_interval((p - c) ** 2, labels),
+        "brier_constant": stats.bootstrap(stats.brier_constant, [c], labels, 1000, 7),
+    }
+    assert fast.keys() == {*slow, "ece_null_95"}
+    for name, one in slow.items():
+        got = fast[name]
+        tolerance = 0.12 * (one.high - one.low)
+        assert (got.value, got.low, got.high) == pytest.approx((one.value, one.low, one.high), abs=tolerance), name
+
+
+def test_scores_without_both_classes() -> None:
+    alike = stats.probability_scores([0.2, 0.4, 0.9], [0, 0, 0])
+    assert alike["skill"].value is None and alike["auroc"].value is None and "0 of 3" in alike["auroc"].note
+    rare = stats.probability_scores(np.arange(9) / 10, np.arange(9) == 8)
+    assert rare["auroc"].value == 1 and "of 1000 resamples" in rare["auroc"].note
+    soft = stats.probability_scores([0.2, 0.4, 0.9], [0.1, 0.5, 1.0])
+    assert soft["auroc"].value is None and soft["brier"].value == pytest.approx(0.03 / 3)
 
 
 def test_scores_equal_scikit_learn() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,43 +141,98 @@ def ece_null(
     return float(np.quantile(np.concatenate(draws), quantile))
 
 
+def probability_scores(
+    p: ArrayLike, correct: ArrayLike, clusters: Labels = None, *, seed: int = 0, bins: int = 10
+) -> dict[str, Interval]:
+    """Everything about probabilities and outcomes, with intervals that resample clusters, in one pass.
+
+    ``ece``, ``ece_null_95``, ``rms_calibration_error``, ``brier``, ``brier_constant``, ``skill`` and ``auroc`` as the
+    functions of these names. The intervals of ``ece`` and ``rms_calibration_error`` reflect the resamples at the
+    value, because resampling inflates them, and are widened to hold it (``bootstrap`` with kind ``basic``).
+    """
+    x, c = columns(p=p, correct=correct)
+    values = {name: statistic(x, c) for name, statistic in _SCORES.items() if name not in ("ece", _RMS)}
+    values |= {"ece": ece(x, c, bins), _RMS: rms_calibration_error(x, c, bins)}
+    codes, count = codes_of(clusters, len(x))
+    drawn = _resampled_scores(x, c, codes, count, bins, seed) if count > 1 else {}
+    out = {name: _score_interval(name, values[name], drawn.get(name), c) for name in _SCORES}
+    null = Interval(ece_null(x, bins, seed=seed), None, None, len(x), "probability", "" if len(x) else "no rows")
+    return {"ece": out.pop("ece"), "ece_null_95": null, **out}
+
+
 def calibration(
     confidence: ArrayLike, correct: ArrayLike, clusters: Labels = None, *, seed: int = 0, bins: int = 10
 ) -> dict[str, Interval]:
-    """The numbers ``ece`` and ``ece_null_95``.
+    """The numbers ``ece`` and ``ece_null_95`` of ``probability_scores``."""
+    found = probability_scores(confidence, correct, clusters, seed=seed, bins=bins)
+    return {name: found[name] for name in ("ece", "ece_null_95")}
 
-    The interval of ``ece`` reflects the resamples at the value, because resampling inflates ECE, and is widened to
-    hold it (``bootstrap`` with kind ``basic``).
-    """
-    p, c = columns(confidence=confidence, correct=correct)
-    null = Interval(ece_null(p, bins, seed=seed), None, None, len(p), "probability", "" if len(p) else "no rows")
-    value = ece(p, c, bins)
+
+def _score_interval(name: str, value: float | None, drawn: Array | None, c: Array) -> Interval:
+    unit, n = _UNITS[name], len(c)
     if value is None:
-        return {"ece": Interval(None, None, None, 0, "probability", "no rows"), "ece_null_95": null}
-    codes, count = codes_of(clusters, len(p))
-    if count == 1:
-        note = "one cluster only: no interval"
-        return {"ece": Interval(value, None, None, len(p), "probability", note), "ece_null_95": null}
-    low, high = np.quantile(_resampled_ece(p, c, codes, count, bins, seed), [0.025, 0.975])
-    low, high = max(0.0, min(2 * value - high, value)), max(2 * value - low, value)
-    return {"ece": Interval(value, low, high, len(p), "probability"), "ece_null_95": null}
+        note = f"{int((c > 0).sum())} of {n} rows are right: undefined with one class only" if n else "no rows"
+        note = note if np.isin(c, (0, 1)).all() else "undefined for shares of right answers"
+        return Interval(None, None, None, n, unit, note)
+    if drawn is None:
+        return Interval(value, None, None, n, unit, "one cluster only: no interval")
+    known = drawn[~np.isnan(drawn)]
+    if len(known) <= len(drawn) / 2:
+        return Interval(value, None, None, n, unit, "undefined in most resamples: no interval")
+    low, high = np.quantile(known, [0.025, 0.975])
+    if name in ("ece", _RMS):
+        low, high = max(0.0, min(2 * value - high, value)), max(2 * value - low, value)
+    note = f"undefined in {len(drawn) - len(known)} of {len(drawn)} resamples" if len(known) < len(drawn) else ""
+    return Interval(value, low, high, n, unit, note)
 
 
-def _resampled_ece(p: Array, c: Array, codes: Array, count: int, bins: int, seed: int) -> Array:
-    """ECE of resamples, without sorting each: a resample only weights rows that are in order already."""
+def _resampled_scores(p: Array, c: Array, codes: Array, count: int, bins: int, seed: int) -> dict[str, Array]:
+    """Scores of resamples [1000, fewer beyond 20,000 rows], NaN where undefined.
+
+    No resample is sorted or copied: it only weights rows that are in order already.
+    """
     order = np.argsort(p, kind="stable")
     p, c, codes = p[order], c[order], codes[order]
-    starts = np.flatnonzero(np.diff(p, prepend=-1.0))
+    starts = np.flatnonzero(np.diff(p, prepend=-np.inf))
+    squares = np.stack([(p - c) ** 2, c, c**2], 1)
     rng = np.random.default_rng(seed)
-    out = np.empty(int(min(1000, max(200, 2e7 // len(p)))))
-    for i in range(len(out)):
-        weight = np.bincount(rng.integers(0, count, count), minlength=count)[codes]
-        counts = np.add.reduceat(weight, starts)
-        total = counts.sum()
-        place = np.minimum(((np.cumsum(counts) - counts / 2) * bins // total).astype(int), bins - 1)
-        gaps = np.bincount(place, np.add.reduceat(weight * (c - p), starts), minlength=bins)
-        out[i] = np.abs(gaps).sum() / total
-    return out
+    left = int(min(1000, max(200, 2e7 // len(p))))
+    parts = []
+    while left:
+        rows = min(left, max(1, CELLS // len(p)))
+        drawn = rng.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
+        weight = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)[:, codes].astype(np.float64)
+        parts.append(_weighted_scores(weight, p[starts], c, starts, squares, bins))
+        left -= rows
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _weighted_scores(
+    weight: Array, values: Array, c: Array, starts: Array, squares: Array, bins: int
+) -> dict[str, Array]:
+    """Scores of rows under weights [R, N]; rows are in order of p, ``values`` are its distinct values."""
+    rows = len(weight)
+    n = weight.sum(1)
+    counts = np.add.reduceat(weight, starts, axis=1)
+    right = np.add.reduceat(weight * c, starts, axis=1)
+    place = np.minimum((np.cumsum(counts, 1) - counts / 2) * bins // n[:, None], bins - 1).astype(int)
+    place = (place + bins * np.arange(rows)[:, None]).ravel()
+    gaps = np.bincount(place, (right - counts * values).ravel(), rows * bins).reshape(rows, bins)
+    sizes = np.bincount(place, counts.ravel(), rows * bins).reshape(rows, bins)
+    score, base, square = (weight @ squares).T / n
+    constant = square - base**2
+    wrong = counts - right
+    both = right.sum(1) * wrong.sum(1)
+    pairs = (right * (np.cumsum(wrong, 1) - wrong / 2)).sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "ece": np.abs(gaps).sum(1) / n,
+            _RMS: np.sqrt(np.where(sizes > 0, gaps**2 / sizes, 0).sum(1) / n),
+            "brier": score,
+            "brier_constant": constant,
+            "skill": np.where(constant > 1e-12, 1 - score / constant, np.nan),
+            "auroc": np.where(both > 0, pairs / both, np.nan),
+        }
 
 
 def brier(p: ArrayLike, correct: ArrayLike) -> float | None:
@@ -207,6 +263,29 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
     if not n_pos or not n_neg:
         return None
     return float((rankdata(x)[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+
+
+def _auroc_if_binary(p: Array, c: Array) -> float | None:
+    return auroc(p, c) if np.isin(c, (0, 1)).all() else None
+
+
+_RMS = "rms_calibration_error"
+_SCORES: dict[str, Callable[[Array, Array], float | None]] = {
+    "ece": ece,
+    _RMS: rms_calibration_error,
+    "brier": brier,
+    "brier_constant": lambda p, c: brier_constant(c),
+    "skill": skill,
+    "auroc": _auroc_if_binary,
+}
+_UNITS = {
+    "ece": "probability",
+    _RMS: "probability",
+    "brier": "probability²",
+    "brier_constant": "probability²",
+    "skill": "share",
+    "auroc": "probability",
+}
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:

@@ -185,11 +185,13 @@ def bootstrap(
     n_boot = n_boot or int(min(1000, max(200, 2e7 // n)))
     rng = np.random.default_rng(seed)
     order = np.argsort(codes, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+    sizes = np.bincount(codes)
+    starts = np.cumsum(sizes) - sizes
     drawn: list[float] = []
     for _ in range(n_boot):
         pick = rng.integers(0, count, count)
-        rows = order[pick] if count == n else np.concatenate([members[i] for i in pick])
+        before = np.cumsum(sizes[pick]) - sizes[pick]
+        rows = order[np.repeat(starts[pick] - before, sizes[pick]) + np.arange(sizes[pick].sum())]
         result = statistic(*(c[rows] for c in found))
         if result is not None:
             drawn.append(result)
