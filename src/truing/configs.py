@@ -315,7 +315,10 @@ class PTrue(Common):
     samples: int = 5
     """Answers brainstormed and judged per question."""
     shots: int = 0
-    """Solved examples shown first."""
+    """Solved examples shown first, taken from the file: with answers while brainstorming, then with the model's own
+    brainstorms and the grader's verdicts while judging."""
+    worked: bool = False
+    """Judge after the paper's six worked examples (App A.5) instead of examples from the file."""
     max_new_tokens: int = 16
     """Tokens an answer may have."""
     format: Literal["raw", "chat"] = "raw"
