@@ -89,8 +89,6 @@ def main(argv: list[str] | None = None) -> int:
 def explain(problem: Exception) -> str:
     """One message for people: what happened and what to do."""
     if isinstance(problem, BrokenPipeError):
-        with contextlib.suppress(OSError, ValueError):  # or Python complains once more when it closes stdout
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "whoever read the output stopped reading, so the rest was not printed. The same command prints it again."
     if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
         where = f" while writing {problem.filename}" if problem.filename else ""
