@@ -107,6 +107,7 @@ def test_row_6_plain_hugging_face_agrees(shape, tmp_path):
 
     pm = tiny_pm(shape)
     pm.tokenizer.padding_side = "left"  # as people set it who sample; GPT-2 would then score otherwise
+    pm.tokenizer(["a", "bb"], padding=True)
     pm.save(tmp_path / "pm")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "pm").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "pm")

@@ -133,6 +133,8 @@ class ScalarModel(nn.Module):
         whole.score = self.head
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.padding_side = "right"
+        if hasattr(tokenizer, "backend_tokenizer"):  # remembers the side of its last padded call, and saves that
+            tokenizer.backend_tokenizer.no_padding()
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.pad_id)
         facts = {
             "kind": self.kind,
