@@ -24,7 +24,6 @@ CALLS: dict[str, Any] = {
     "histograms": lambda: figures.histogram_pair([0.0, 1.0, 2.0], [1.0, 2.0, 2.0]),
     "lengths": lambda: figures.length_matched([{"label": "1–5", "a": SOME, "b": NONE, "n_a": 4, "n_b": 0}]),
     "risk": lambda: figures.risk_coverage({"a": ([0.1, 1.0], [0.0, 0.3]), "b": ([0.1, 1.0], [0.2, 0.3])}),
-    "lines": lambda: figures.lines_with_intervals({"a": [(1, SOME), (2, NONE), (4, SOME)]}, log_x=True),
 }
 
 

@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 INK, GRID, PAPER = "#24292f", "#d8dee4", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
@@ -364,28 +364,5 @@ def risk_coverage(series: Mapping[str, tuple[Sequence[float], Sequence[float]]])
     axes.set(xlabel="share of questions answered", ylabel="share wrong among them", xlim=(0, 1), ylim=(0, None))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend(figure, axes)
-    return figure
-
-
-@_styled
-def lines_with_intervals(
-    series: Mapping[str, Sequence[tuple[float, Any]]], *, xlabel: str = "", ylabel: str = "", log_x: bool = False
-) -> Figure:
-    """Numbers with bands against a quantity: ``{name: [(x, number), …]}`` (accuracy by size, score by round)."""
-    figure, axes = _one()
-    for i, (label, points) in enumerate(series.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        found = [(x, *bounds(n)) for x, n in points if bounds(n)[0] is not None]
-        xs = [p[0] for p in found]
-        axes.plot(xs, [p[1] for p in found], marker=MARKS[i % len(MARKS)], ms=5, color=colour, label=words(label))
-        if found and all(p[2] is not None and p[3] is not None for p in found):
-            axes.fill_between(xs, [p[2] for p in found], [p[3] for p in found], color=colour, alpha=0.18, lw=0)
-    if log_x:
-        axes.set_xscale("log")
-        axes.set_xticks(sorted({x for points in series.values() for x, _ in points}))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
     return figure
