@@ -203,6 +203,8 @@ def test_a_token_that_spans_the_join():
     assert not boundary and tokenizer.decode(tail) == " Paris"
     head, tail, boundary = tx.split_context("He went to Lon", "don", tokenizer)
     assert boundary and tokenizer.decode(head) == "He went to Lon" and tokenizer.decode(tail) == "don"
+    head, tail, boundary = tx.split_context("He went to Lon", "don for tea and cakes", tokenizer)
+    assert boundary and tokenizer.decode(head) == "He went to Lon" and tokenizer.decode(tail) == "don for tea and cakes"
     assert tx.split_context("", "Hi", tokenizer) == ([], tokenizer("Hi")["input_ids"], False)
     assert tx.split_context("Hi", "", tokenizer) == (tokenizer("Hi")["input_ids"], [], False)
 
