@@ -104,7 +104,7 @@ def story() -> dict[str, Any]:
             {
                 "title": "Elo",
                 "text": "One & <b>two</b>.\n\nThree.",
-                "numbers": {"gain": NUMBER},
+                "numbers": {f"gain {i}": {**NUMBER, "low": -0.123456, "unit": "nats per reply"} for i in range(5)},
                 "tables": [{"columns": ["arm", "Elo"], "rows": [["base", None], ["rlhf", NUMBER]]}],
                 "figures": [{"file": "ladder.svg", "caption": "The ladder", "alt": "rlhf on top"}],
                 "samples": [{"prompt": "Q?", "before": "a", "after": EVIL, "score": 2}],
@@ -173,6 +173,8 @@ def test_a_browser_shows_it_without_requests_or_sideways_scrolling(run: Path, wi
         tab.on("console", lambda m: problems.append(m.text))
         tab.goto(path.as_uri())
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        over = "[...document.querySelectorAll('.tiles > div')].filter(e => e.scrollWidth > e.clientWidth).length"
+        assert tab.evaluate(over) == 0, "a number sticks out of its tile"
         assert tab.locator("svg").count() >= 3 and tab.locator("svg").first.bounding_box()["height"] > 50
         browser.close()
     assert asked == [path.as_uri()] and problems == []

@@ -278,7 +278,8 @@ def matrix_heatmap(
 ) -> Figure:
     """A value per cell with its n beneath; an undefined cell (None) stays empty with a dash."""
     grid = np.array([[math.nan if v is None else v for v in row] for row in values], float)
-    figure, axes = _one(1.9 + 1.0 * len(columns), 1.1 + 0.62 * len(rows))
+    names = max(map(len, rows), default=0)
+    figure, axes = _one(2.6 + 0.08 * names + 1.0 * len(columns), max(2.6, 1.1 + 0.62 * len(rows)))
     known = grid[np.isfinite(grid)]
     low = low if low is not None else float(known.min(initial=0.0))
     high = high if high is not None else float(known.max(initial=low + 1e-9))
@@ -304,7 +305,7 @@ def matrix_heatmap(
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+    figure.colorbar(image, ax=axes, label=label)
     return figure
 
 

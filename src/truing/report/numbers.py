@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def digits(value: Any) -> str:
-    """Four significant digits, whole numbers whole, – for undefined; text stays as it is.
+def digits(value: Any, significant: int = 4) -> str:
+    """That many significant digits, whole numbers whole, – for undefined; text stays as it is.
 
     >>> digits(0.123456), digits(12_345.6), digits(None), digits(3.0)
     ('0.1235', '12,346', '–', '3')
@@ -18,13 +18,13 @@ def digits(value: Any) -> str:
         return str(value)
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{significant}g}"
 
 
-def interval_text(number: Mapping[str, Any]) -> str:
+def interval_text(number: Mapping[str, Any], significant: int = 4) -> str:
     """``low … high`` of a number, or nothing where no interval is meant."""
     low, high = number.get("low"), number.get("high")
-    return "" if low is None or high is None else f"{digits(low)} … {digits(high)}"
+    return "" if low is None or high is None else f"{digits(low, significant)} … {digits(high, significant)}"
 
 
 def number_cells(name: str, number: Mapping[str, Any]) -> list[str]:

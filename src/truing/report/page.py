@@ -36,6 +36,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ FIGURE_KEYS = ("file", "caption", "alt")
 PAGE_COLOURS = {figures.INK: "currentColor", figures.GRID: "var(--line)", figures.PAPER: "var(--card)"}
 PAGE_COLOURS |= {figures.COLOURS[0]: "var(--blue)", figures.COLOURS[6]: "var(--plum)"}
 CSV_ROWS = 31
+WIDE_POINTS = 500
+WIDE = ("prompt", "question", "dialogue", "text", "first_prompt")
+WORDS = (*WIDE, "before", "after", "chosen", "rejected", "reply", "answer", "answers", "a", "b")
 DRAWING = (
     "svg",
     "g",
@@ -158,9 +162,18 @@ def write_page(path: Path, page: Mapping[str, Any]) -> Path:
     source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     shell = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     shell.filters |= {"digits": digits, "interval": interval_text, "label": figures.words, "paragraphs": _paragraphs}
-    html = shell.from_string(source).render(page=page, is_number=lambda v: isinstance(v, Mapping) and "value" in v)
+    shell.filters["short"] = _short
+    shell.globals |= {"is_number": lambda v: isinstance(v, Mapping) and "value" in v, "WIDE": WIDE}
+    html = shell.from_string(source).render(page=page)
     atomic_write(path, html)
     return path
+
+
+def _short(value: Any, name: str) -> bool:
+    """Whether a field of a sample is a label (numbers, kinds, ids) rather than words that somebody wrote."""
+    if value is None or isinstance(value, int | float):
+        return True
+    return isinstance(value, str) and name not in WORDS and 0 < len(value) <= 24 and "\n" not in value
 
 
 def _paragraphs(text: str | list[str]) -> list[str]:
@@ -183,7 +196,8 @@ def _figure(folder: Path, figure: Mapping[str, Any], prefix: str) -> dict[str, A
     name = figures.words(path.stem.replace("-", " "))
     alt = figure.get("alt") or figure.get("caption") or name
     caption = figure.get("caption", name)
-    return {"svg": inline_svg(path.read_text(encoding="utf-8"), prefix, alt), "caption": caption, "alt": alt}
+    svg = inline_svg(path.read_text(encoding="utf-8"), prefix, alt)
+    return {"svg": svg, "caption": caption, "alt": alt, "wide": width_of(svg) > WIDE_POINTS}
 
 
 def _own_figures(folder: Path, told: list[str], drawn: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -220,10 +234,15 @@ def inline_svg(svg: str, prefix: str, alt: str) -> Markup:
         root.attrib.pop(key, None)
     root.set("role", "img")
     root.set("aria-label", alt)
-    width = float((root.get("viewBox") or "0 0 460 300").split()[2])
     root.set("stroke-linejoin", "round")
-    root.set("style", f"max-width:{width * 4 / 3:.0f}px")
+    root.set("style", f"max-width:{width_of(svg) * 4 / 3:.0f}px")
     return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def width_of(svg: str) -> float:
+    """Width of an SVG in points, by its viewBox."""
+    box = re.search(r'viewBox="\s*[\d.-]+[ ,]+[\d.-]+[ ,]+([\d.]+)', svg)
+    return float(box[1]) if box else 460.0
 
 
 def _page_colours(style: str) -> str:
