@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike
 
 INK, GRID, PAPER = "#24292f", "#d8dee4", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
@@ -311,7 +312,7 @@ def matrix_heatmap(
 
 @_styled
 def histogram_pair(
-    a: Sequence[float], b: Sequence[float], labels: tuple[str, str] = ("before", "after"), *, xlabel: str = ""
+    a: ArrayLike, b: ArrayLike, labels: tuple[str, str] = ("before", "after"), *, xlabel: str = ""
 ) -> Figure:
     """Two distributions over the same bins, as shares, with their means."""
     figure, axes = _one()
