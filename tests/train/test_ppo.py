@@ -184,7 +184,7 @@ def test_a_large_lambda_keeps_the_policy_at_its_start() -> None:
 
 
 def test_the_value_function_learns_what_prompts_are_worth() -> None:
-    """Row 20. Planted: value read at the reply token, targets from the advantages alone."""
+    """Row 20. Planted: value read at the reply token; advantages in place of returns as its targets."""
 
     def worth(dialogues: list[Dialogue]) -> np.ndarray:
         return np.array([float(len(d.turns[0].text) > 5) * 2 - 1 for d in dialogues])
@@ -193,6 +193,10 @@ def test_the_value_function_learns_what_prompts_are_worth() -> None:
     log = [ppo.step(i) for i in range(12)]
     assert log[0]["value_explained_variance"] == pytest.approx(0.0, abs=1e-6)
     assert log[-1]["value_explained_variance"] > 0.5
+    replies = ppo._sample(ppo.policy, ppo.prompts_of(12), 0)
+    values = ppo.look(replies)[1].values[:, 0]
+    wanted = torch.tensor(worth([r.dialogue for r in replies]), dtype=torch.float32)
+    assert (values * wanted).mean() > 0.75 and (values - wanted).abs().mean() < 0.4
 
 
 # Runs

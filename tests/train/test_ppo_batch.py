@@ -92,6 +92,15 @@ def test_replies_are_the_sampled_ids() -> None:
         np.testing.assert_allclose(found, reply.sampler_logprobs, atol=1e-4)
 
 
+def test_replies_are_drawn_at_temperature_one() -> None:
+    """Row 17. Planted: T = 0.7; the sampler's raw log-probs alone do not show it, their mean does."""
+    lm = toy_lm(scale=4.0)
+    replies = draw(lm, PROMPTS[:1], n=400, max_tokens=1, seed=3)
+    logprobs = np.array([r.sampler_logprobs[0] for r in replies])
+    logp = torch.tensor(lm.engine.next_logprobs([replies[0].prompt_ids])[0])
+    assert abs(logprobs.mean() + float(entropy(logp))) < 4 * logprobs.std() / 20
+
+
 def reply(prompt: list[int], ids: list[int], number: int = 0) -> Reply:
     return Reply(number, prompt, ids, [-1.0] * len(ids), Dialogue().ask("x").reply("y"), "length")
 
