@@ -21,8 +21,8 @@ from truing.types import Dialogue, Sample, Turn
 HELP = "An empty line or ctrl-D ends, /again draws another reply, /back takes the last exchange back, /new starts anew."
 
 
-def chat(config: Chat, read: Callable[[str], str] = input) -> Run | None:
-    """Read lines and answer them until an empty line or the end of input.
+def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | None:
+    """Read lines and answer them until an empty line or the end of input; ``read`` stands in for the keyboard.
 
     Raises ValueError for ``best_of`` above 1 without a preference model.
     """
@@ -36,7 +36,7 @@ def chat(config: Chat, read: Callable[[str], str] = input) -> Run | None:
     dialogue, said, draws = start, [], 0
     while True:
         try:
-            line = read("\nYou: ").strip()
+            line = (read or input)("\nYou: ").strip()
         except EOFError:
             break
         if not line:
