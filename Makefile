@@ -30,8 +30,8 @@ test-slow: $(VENV)/.ready-dev
 
 # One slow test, drawn by SEED (default: the day of the year), so that every one gets its turn.
 test-slow-one: $(VENV)/.ready-dev
-	@test="$$($(BIN)/python -m pytest -m slow --collect-only -q | grep '::' | sort | \
-	  $(BIN)/python -c 'import random, sys; print(random.Random($(SEED)).choice(sys.stdin.read().split("\n")[:-1]))')"; \
+	@test="$$($(BIN)/python -m pytest -m slow --collect-only | grep '::' | sort | \
+	  $(BIN)/python -c 'import random, sys; print(random.Random("$(SEED)").choice(sys.stdin.read().split("\n")[:-1]))')"; \
 	echo "SEED=$(SEED): $$test"; $(BIN)/python -m pytest -m slow "$$test"
 
 check: $(VENV)/.ready-dev
