@@ -15,8 +15,10 @@ from truing.train.ppo_math import (
     gae,
     kl_estimates,
     place_rewards,
+    policy_gradient,
     policy_loss,
     ppo_losses,
+    token_facts,
     value_loss,
     whiten,
 )
@@ -157,3 +159,32 @@ def test_explained_variance_and_bigrams() -> None:
     assert explained_variance(torch.zeros_like(r), r, mask) == pytest.approx(0.0)
     assert explained_variance(r, torch.ones_like(r), mask) is None
     assert distinct_bigrams([5]) is None and distinct_bigrams([1, 2, 1, 2, 1]) == 0.5
+
+
+def test_token_facts_equal_the_plain_formulas() -> None:
+    """Planted: the row maximum of one model taken off the other; p not divided by its sum."""
+    torch.manual_seed(0)
+    z, z0, targets = torch.randn(6, 40) * 5 + 30, torch.randn(6, 40) * 5 - 10, torch.arange(6)
+    logp, logq = z.double().log_softmax(-1), z0.double().log_softmax(-1)
+    found = token_facts(z.clone(), z0.clone(), targets)
+    at = torch.arange(6), targets
+    for ours, plain in zip(found, (logp[at], logq[at], exact_kl(logp, logq), entropy(logp)), strict=True):
+        torch.testing.assert_close(ours.double(), plain, atol=2e-5, rtol=1e-5)
+    assert not token_facts(z.clone(), z.clone(), targets).kl.any()
+    peaky = torch.tensor([[80.0, -80.0, 0.0]])
+    for fact in token_facts(peaky.clone(), -peaky, torch.tensor([1])):
+        assert bool(fact.isfinite().all())
+
+
+def test_policy_gradient_equals_autograd() -> None:
+    """Planted: the one-hot part left out; the scale on it alone; log-probs unlike those of ``token_facts``."""
+    torch.manual_seed(0)
+    z, targets, advantages = torch.randn(6, 40) * 5 + 30, torch.arange(6), torch.randn(6)
+    old = z.log_softmax(-1)[torch.arange(6), targets] + 0.3 * torch.randn(6)
+    plain = z.clone().requires_grad_()
+    losses = policy_loss(plain.log_softmax(-1)[torch.arange(6), targets], old, advantages, 0.2)
+    (losses.sum() / 7).backward()
+    lp, ours, slopes = policy_gradient(z.clone(), targets, old, advantages, 0.2, 1 / 7)
+    torch.testing.assert_close(ours, losses.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(slopes, plain.grad, atol=1e-6, rtol=1e-4)
+    assert torch.equal(lp, token_facts(z.clone(), z.clone(), targets).lp)

@@ -152,18 +152,42 @@ class TokenFacts(NamedTuple):
     entropy: Tensor
 
 
+def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(z − max z) and its row sums; ``logits`` [n, V] become z − max z. In place: fresh large tensors are slow."""
+    exps = logits.sub_(logits.amax(-1, keepdim=True)).exp()
+    return exps, exps.sum(-1)
+
+
 def token_facts(logits: Tensor, reference: Tensor, targets: Tensor) -> TokenFacts:
-    """From finite logits [n, V] of policy and reference, float32; few passes over V, exactly 0 KL for equal logits.
+    """From finite float32 logits [n, V] of policy and reference, BOTH OVERWRITTEN; exactly 0 KL for equal logits.
 
     With z, z0 the logits and Z, Z0 their log-sum-exps: KL = Σ p(z − z0) − (Z − Z0), entropy = Z − Σ p z.
     """
-    logits, reference = logits.float(), reference.float()
-    norm, norm_ref = logits.logsumexp(-1), reference.logsumexp(-1)
-    p = (logits - norm[:, None]).exp_()
-    kl = torch.linalg.vecdot(p, logits - reference) - (norm - norm_ref)
+    p, total = _exponentials(logits)
+    norm, norm_ref = total.log(), _exponentials(reference)[1].log()
+    p.div_(total[:, None])
     at = targets[:, None]
     lp, lp_ref = logits.gather(1, at).squeeze(1) - norm, reference.gather(1, at).squeeze(1) - norm_ref
-    return TokenFacts(lp, lp_ref, kl, norm - torch.linalg.vecdot(p, logits))
+    spread = norm - torch.linalg.vecdot(p, logits)
+    kl = torch.linalg.vecdot(p, logits.sub_(reference)) - (norm - norm_ref)
+    return TokenFacts(lp, lp_ref, kl, spread)
+
+
+def policy_gradient(
+    logits: Tensor, targets: Tensor, lp_old: Tensor, advantages: Tensor, clip: float, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs [n] of ``targets``, policy losses [n], and scale·∂(Σ losses)/∂logits [n, V].
+
+    ``logits`` (finite, float32) are OVERWRITTEN. The same log-probs as ``token_facts``, to the bit.
+    """
+    exps, total = _exponentials(logits)
+    at = targets[:, None]
+    lp = (logits.gather(1, at).squeeze(1) - total.log()).requires_grad_()
+    losses = policy_loss(lp, lp_old, advantages, clip)
+    (slope,) = torch.autograd.grad(losses.sum() * scale, lp)
+    exps.mul_((-slope / total)[:, None])
+    exps.scatter_add_(1, at, slope[:, None])
+    return lp.detach(), losses.detach(), exps
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float | None:

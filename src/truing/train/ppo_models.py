@@ -15,10 +15,10 @@ from truing.models.heads import PreferenceModel, ValueModel
 from truing.models.lm import LM
 from truing.models.split import num_layers, same_trunk, share_trunk, top_hidden, trunk_states
 from truing.train.ppo_batch import Batch, Part
-from truing.train.ppo_math import TokenFacts, policy_loss, token_facts, value_loss
+from truing.train.ppo_math import TokenFacts, policy_gradient, token_facts, value_loss
 
-HEAD_CELLS = 1 << 24
-"""Logits held at once by the vocabulary head: rows × vocabulary."""
+HEAD_CELLS = 1 << 22
+"""Logits held at once by the vocabulary head, rows × vocabulary: 16 MiB, which allocators keep for reuse."""
 
 
 @dataclass
@@ -98,12 +98,14 @@ class Models:
         policy_sum = 0.0
         for rows in chunks(len(part.places), self.policy):
             piece = rows_hidden[rows].detach().requires_grad_()
-            lp = tree.gather_logprobs(tree.logits(self.policy, piece), part.targets[rows])
-            loss = policy_loss(lp, old[rows], adv[rows], clip).sum()
-            (loss / tokens).backward()
+            logits = tree.logits(self.policy, piece)
+            lp, losses, slopes = policy_gradient(
+                logits.detach(), part.targets[rows], old[rows], adv[rows], clip, 1 / tokens
+            )
+            logits.backward(slopes)
             assert piece.grad is not None
-            gradient[rows], log_ratio[rows] = piece.grad, (lp - old[rows]).detach()
-            policy_sum += loss.item()
+            gradient[rows], log_ratio[rows] = piece.grad, lp - old[rows]
+            policy_sum += losses.sum().item()
         rows_hidden.backward(gradient)
         values = self.values(part)
         targets, before = batch.returns.view(-1)[part.cells], batch.values.view(-1)[part.cells]
