@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +290,22 @@ def test_prompts_both_trained_on_and_held_out_are_told() -> None:
     ppo = PPO(config(), toy_lm(), rows, [later, PromptRow(Dialogue().ask("New"), "10", 10, "toy")], reward_fn=letters)
     assert any("1 conversations" in note for note in ppo.notes)
     assert not any("conversations" in note for note in PPO(config(), toy_lm(), rows, reward_fn=letters).notes)
+
+
+def test_by_names_alone(tmp_path: Path) -> None:
+    """Folders and files as the command line gives them; the PM still shares the policy's trunk after saving both."""
+    lm = toy_lm()
+    lm.save(tmp_path / "policy")
+    toy_pm(lm, frozen=1).save(tmp_path / "pm")
+    toy_pm(lm, seed=7).save(tmp_path / "judge")
+    (tmp_path / "helpful.jsonl").write_text("".join(json.dumps({"prompt": d.turns[0].text}) + "\n" for d in PROMPTS))
+    (tmp_path / "held.jsonl").write_text(json.dumps({"prompt": "Something new"}) + "\n")
+    names = {"policy": str(tmp_path / "policy"), "pm": str(tmp_path / "pm"), "test_pm": [str(tmp_path / "judge")]}
+    names |= {"prompts": [str(tmp_path / "helpful.jsonl")], "eval_prompts": [str(tmp_path / "held.jsonl")]}
+    c = dataclasses.replace(config(tmp_path / "run", frozen_layers=1, steps=1), **names)
+    run = train_ppo(c)
+    assert isinstance(run, Run) and run.summary()["numbers"]["pm_score_gain/judge"]["n"] == 2
+    row = run.metrics()[1]
+    assert row["ratio_deviation_first"] == 0 and row["kl"] == 0 and row["sampler_gap_max"] < 1e-4
+    assert not any("training prompts" in note for note in run.summary()["notes"])
+    assert LM.load(run.path).encode_prompt(PROMPTS[0]) == lm.encode_prompt(PROMPTS[0])
