@@ -127,7 +127,9 @@ def numbers(before: Evaluation, after: Evaluation, seed: int = 0) -> dict[str, I
 
 def per_token(sums: np.ndarray, lengths: np.ndarray, clusters: Sequence[int], seed: int = 0) -> Interval:
     """Mean per token of what is summed per reply, with its interval by cluster."""
-    return stats.bootstrap(lambda s, n: float(s.sum() / n.sum()), [sums, lengths], clusters, unit="nats", seed=seed)
+    return stats.bootstrap(
+        lambda s, n: float(s.sum() / n.sum()), [sums, lengths], clusters, unit="nats per token", seed=seed
+    )
 
 
 def warnings(before: Evaluation, after: Evaluation) -> list[str]:

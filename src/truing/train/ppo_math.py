@@ -170,7 +170,7 @@ def token_facts(logits: Tensor, reference: Tensor, targets: Tensor) -> TokenFact
     lp, lp_ref = logits.gather(1, at).squeeze(1) - norm, reference.gather(1, at).squeeze(1) - norm_ref
     spread = norm - torch.linalg.vecdot(p, logits)
     kl = torch.linalg.vecdot(p, logits.sub_(reference)) - (norm - norm_ref)
-    return TokenFacts(lp, lp_ref, kl, spread)
+    return TokenFacts(lp, lp_ref, kl.clamp_min_(0), spread)  # rounding may leave -1e-8
 
 
 def policy_gradient(
