@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -255,3 +256,28 @@ def test_a_sweep_reuses_what_is_finished_here_and_in_processes() -> None:
         found = sweep(count, configs, workers=workers)
         assert [run.summary()["numbers"]["seed"]["value"] for run in found] == [0, 1, 2]
         assert sorted(Path("calls").read_text().split()) == ["0", "1", "2"]
+
+
+def test_workers_of_a_sweep_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    """Else they would hold their runs, and the same command could not go on with them."""
+    (tmp_path / "slow.py").write_text(
+        "import os, pathlib, time\n"
+        "def work(name):\n"
+        "    pathlib.Path(name).write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    from truing.runs import sweep\n"
+        "    sweep(work, ['a', 'b'], workers=2)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "slow.py"], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not all((tmp_path / n).exists() and (tmp_path / n).read_text() for n in "ab"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    workers = [int((tmp_path / n).read_text()) for n in "ab"]
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -357,7 +357,7 @@ class PIKTrain(Common, Optim):
 
 @dataclass(kw_only=True)
 class Demo(Common):
-    """The whole loop on the packaged model: simulated people, PM, RLHF, a second round, red team, honesty, one report."""
+    """The whole loop on the packaged model: simulated people, PM, RLHF, round two, red team, honesty, one report."""
 
     fast: bool = False
     """At most five minutes: every stage and figure, no claims."""

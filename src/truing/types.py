@@ -89,7 +89,7 @@ class Dialogue:
 
     @classmethod
     def from_messages(cls, messages: Iterable[Mapping[str, Any]]) -> Dialogue:
-        """From chat messages ``[{"role": "user", "content": "…"}]``. Raises ValueError on an unknown role or non-text."""
+        """From chat messages ``[{"role": "user", "content": "…"}]``; ValueError on an unknown role or non-text."""
         turns = []
         for i, message in enumerate(messages):
             role, content = message.get("role"), message.get("content")

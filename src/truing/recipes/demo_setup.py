@@ -43,7 +43,7 @@ class Size:
     """Questions of the P(True) study; the P(IK) study takes three times as many."""
     agreement: float = 0.75
     """How often simulated people agree with gold."""
-    frozen_share: float = 0.8
+    frozen_share: float = 0.87
     """Share of layers in the frozen trunk that policy, reference, value function and PM share."""
 
     @property
@@ -52,7 +52,7 @@ class Size:
         return self.eval_prompts * self.eval_replies
 
 
-FULL = Size(104, 56, 24, 6, 4, 32, 24, 8, 4, 32, 120, 32)
+FULL = Size(120, 80, 24, 6, 4, 32, 18, 8, 4, 32, 120, 32)
 FAST = Size(12, 8, 6, 4, 2, 20, 3, 4, 2, 6, 24, 6)
 
 

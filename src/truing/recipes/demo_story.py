@@ -117,7 +117,7 @@ def gains(after: Rows, before: Rows, seed: int) -> dict[str, Interval]:
 
 def policy_numbers(lab: Lab) -> dict[str, Any]:
     """KL, entropy and length as PPO measured them at its end, for the policy and its control."""
-    out = {}
+    out: dict[str, Any] = {}
     for arm in ("rlhf", "control"):
         found = load_json(lab.path / arm / "summary.json")["numbers"]
         out |= {f"{name}/{arm}": found[name] for name in ("pm_score_gain", "kl", "entropy")}
@@ -139,7 +139,7 @@ def honesty_numbers(lab: Lab) -> dict[str, Any]:
         "ptrue": ("accuracy", "auroc", "ece", "label_mass"),
         "pik": ("auroc", "ece", "skill"),
     }
-    out = {}
+    out: dict[str, Any] = {}
     for study, names in wanted.items():
         found = load_json(lab.path / study / "summary.json")["numbers"]
         out |= {f"{study}/{name}": found[name] for name in names}
@@ -222,7 +222,7 @@ def _heatmap(lab: Lab) -> Any:
     return figures.matrix_heatmap(
         types,
         sizes,
-        [[c and c.value for c in row] for row in found],
+        [[c.value if c else None for c in row] for row in found],
         [[c.n if c else 0 for c in row] for row in found],
         label="attack rating, 0 (failed) – 4",
         low=0,

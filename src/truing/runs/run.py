@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -206,13 +207,25 @@ def sweep(fn: Callable[[Any], Run], configs: Sequence[Any], workers: int = 1) ->
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)) as pool:
         waiting = [pool.submit(_path_of, fn, config) for config in configs]
         try:
             return [Run.load(future.result()) for future in waiting]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _die_with(parent: int) -> None:
+    """End this worker when the process that started it is gone, killed or not, so that it frees its runs."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _path_of(fn: Callable[[Any], Run], config: Any) -> Path:

