@@ -164,3 +164,21 @@ def test_what_cannot_be_split_is_refused_with_a_way_out():
             call()
     with pytest.raises(ValueError, match="Cannot freeze 4 layers: this model has 3"):
         split.share_trunk(make("llama"), 4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "tied llama", "neox", "gpt2"])
+def test_a_folded_temperature_divides_the_logits(kind):
+    model, folded = make(kind), make(kind)
+    split.fold_temperature(folded, 0.7)
+    ids = texts().ids[None]
+    with torch.no_grad():
+        torch.testing.assert_close(folded(ids).logits * 0.7, model(ids).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="above 0"):
+        split.fold_temperature(model, 0.0)
+
+
+def test_a_temperature_is_refused_where_the_norm_does_not_scale_the_logits():
+    model = make("llama")
+    model.lm_head = torch.nn.Sequential(model.lm_head, torch.nn.Tanh())
+    with pytest.raises(ValueError, match="cannot be built into"):
+        split.fold_temperature(model, 0.5)

@@ -1,7 +1,7 @@
 """Is a gain real, or only a change of length or of endings? Differences of two arms on the same prompts.
 
-Raw gains of RLHF can be all length, or all "it now finishes within the limit" (2204.05862 §20 row 43 of our notes:
-gains need length-matched baselines). Intervals resample prompts.
+Raw gains of RLHF can be all length, or all "it now finishes within the limit" (gains need baselines of
+like length). Intervals resample prompts.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ def by_length(
 
 
 def exceeds(difference: Interval, errors: float = 2.0) -> bool:
-    """Whether a difference is above 0 by more than that many standard errors (a quarter of the 95% interval's "
-    "width)."""
+    """Whether a difference is above 0 by more than that many standard errors (its 95% interval's width over 3.92)."""
     if difference.value is None or difference.low is None or difference.high is None:
         return False
     return difference.value > errors * (difference.high - difference.low) / (2 * 1.96)

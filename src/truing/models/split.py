@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from truing.models import tree
 from truing.models.tree import Pack, body, evaluating, logits, unwrap
 
-__all__ = ["logits", "num_layers", "same_trunk", "share_trunk", "top_hidden", "top_parameters", "trunk_states"]
+__all__ = [
+    "fold_temperature",
+    "logits",
+    "num_layers",
+    "same_trunk",
+    "share_trunk",
+    "top_hidden",
+    "top_parameters",
+    "trunk_states",
+]
 
 _NORM = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm"}  # "norm" elsewhere
 _LAYERS = {"gpt2": "h"}  # "layers" elsewhere
@@ -112,6 +121,24 @@ def _run(model: Any, part: nn.Module, pack: Pack, states: Tensor | None) -> Tens
     if not trees:
         tree.explain_fallback(unwrap(model).config.model_type)
     return tree.run_body(part, pack, states, trees)
+
+
+@torch.no_grad()
+def fold_temperature(model: Any, temperature: float) -> None:
+    """Build a sampling temperature into the weights: from now on the logits are what they were over ``temperature``.
+
+    The final norm's weight (and bias) take the factor, so that the model is a plain one that is sampled at 1.
+    Raises ValueError for a temperature that is not above 0, or where the final norm does not scale the logits.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected a number above 0.")
+    ids = torch.tensor([[0, 1]], device=next(model.parameters()).device)
+    before = model(input_ids=ids, use_cache=False).logits.float()
+    for weight in getattr(body(model), _names(model)[1]).parameters():
+        weight.div_(temperature)
+    after = model(input_ids=ids, use_cache=False).logits.float()
+    if not torch.allclose(after * temperature, before, rtol=1e-3, atol=1e-3):
+        raise ValueError(f"A temperature cannot be built into a {unwrap(model).config.model_type} model's final norm.")
 
 
 def _names(model: Any) -> tuple[str, str]:

@@ -37,6 +37,7 @@ from truing.recipes.demo_setup import (
     Parts,
     Size,
     asked,
+    base_model,
     draw_replies,
     gaps_of,
     judged,
@@ -106,7 +107,8 @@ def demo(config: Demo) -> Run | dict[str, Any]:
         return run
     compute = run.compute(config)
     _say(f"Model {config.model} on {compute.device}, {compute.threads} threads, {compute.dtype}. Results: {run.path}")
-    lab = Lab(run, config, size, parts, LM.load(config.model, device=compute.device))
+    base = base_model(config.model, size.temperature, run.path / "base", compute.device)
+    lab = Lab(run, config, size, parts, base)
     work: dict[str, Callable[[Lab], None]] = {
         "people": ask_people,
         "pm": first_pm,
@@ -171,7 +173,7 @@ def ask_people(lab: Lab) -> None:
 def pm_config(lab: Lab, name: str, data: str) -> PMTrain:
     """One epoch on the upper layers; the head, new to everything, learns faster than the body."""
     return PMTrain(
-        init=lab.config.model,
+        init=str(lab.path / "base"),
         data=[data],
         eval_data=[str(lab.path / "held_out.jsonl")],
         frozen_layers=lab.frozen,
@@ -198,11 +200,11 @@ def first_pm(lab: Lab) -> None:
 def rlhf(lab: Lab) -> None:
     """PPO against the preference model, and the same with rewards shuffled within each batch; one process each."""
     train = write_prompts(lab.path / "prompts_train.jsonl", lab.parts.train)
-    small = write_prompts(lab.path / "prompts_eval.jsonl", lab.parts.held_out[: 2 * lab.size.ppo_prompts])
+    small = write_prompts(lab.path / "prompts_eval.jsonl", lab.parts.held_out[: lab.size.ppo_prompts])
     cpu = lab.lm.model.device.type == "cpu"
     configs = [
         PPOTrain(
-            policy=lab.config.model,
+            policy=str(lab.path / "base"),
             pm=str(lab.path / "pm-1"),
             prompts=[train],
             eval_prompts=[small],
@@ -210,12 +212,12 @@ def rlhf(lab: Lab) -> None:
             prompts_per_step=lab.size.ppo_prompts,
             samples_per_prompt=lab.size.ppo_samples,
             ppo_epochs=1,
-            minibatches=1,
+            minibatches=3,
             max_new_tokens=lab.size.reply_tokens,
             kl_coef=0.02,
             gae_lambda=1.0,
             learning_rate=2e-4,
-            value_learning_rate=2e-4,
+            value_learning_rate=5e-4,
             frozen_layers=lab.frozen,
             random_reward=random_reward,
             seed=lab.config.seed,

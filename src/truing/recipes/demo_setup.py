@@ -15,6 +15,7 @@ from truing.data.comparisons import comparison_to_row
 from truing.data.files import read_rows, write_rows
 from truing.data.prompts import Prompt, helpful_prompts, red_team_prompts
 from truing.models.lm import LM
+from truing.models.split import fold_temperature
 from truing.types import Comparison, Dialogue, Kind, Turn
 
 SYSTEM = "You are a friendly assistant. Answer in one short sentence."
@@ -45,6 +46,8 @@ class Size:
     """How often simulated people agree with gold."""
     frozen_share: float = 0.87
     """Share of layers in the frozen trunk that policy, reference, value function and PM share."""
+    temperature: float = 0.7
+    """Built into the base model's weights: at 1 a model this small writes word salad."""
 
     @property
     def held_out_replies(self) -> int:
@@ -52,7 +55,7 @@ class Size:
         return self.eval_prompts * self.eval_replies
 
 
-FULL = Size(120, 80, 24, 6, 4, 32, 18, 8, 4, 32, 120, 32)
+FULL = Size(120, 80, 24, 6, 4, 32, 8, 12, 8, 32, 120, 32)
 FAST = Size(12, 8, 6, 4, 2, 20, 3, 4, 2, 6, 24, 6)
 
 
@@ -79,6 +82,15 @@ def split_prompts(size: Size, seed: int) -> Parts:
     return Parts(
         helpful[:n], helpful[n : n + size.eval_prompts], red[size.attacks : 2 * size.attacks], red[: size.attacks]
     )
+
+
+def base_model(name: str, temperature: float, folder: Path, device: Any) -> LM:
+    """The model that the demo starts from: ``name`` with a temperature built in, as a folder of its own."""
+    if not folder.exists():
+        lm = LM.load(name)
+        fold_temperature(lm.model, temperature)
+        lm.save(folder)
+    return LM.load(folder, device=device)
 
 
 def asked(prompt: Prompt, system: str = SYSTEM) -> Dialogue:

@@ -157,8 +157,13 @@ class Run:
         atomic_write(self.path / "samples.jsonl", as_lines([*old, *new]))
 
     def finish(self, numbers: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
-        """Write ``summary.json``: the run is done. Numbers are Intervals, their dicts, plain numbers or None."""
+        """Write ``summary.json``: the run is done. Numbers are Intervals, their dicts, plain numbers or None.
+
+        Checkpoints go: they are what an unfinished run goes on from.
+        """
         atomic_write(self.path / "summary.json", as_json(self._summary(numbers, notes)))
+        for checkpoint in self.path.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
         for name in ("partial.json", "lock"):
             (self.path / name).unlink(missing_ok=True)
         self.close()
