@@ -15,6 +15,7 @@ from truing.models.lm import LM
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import as_lines, read_rows
 from truing.text import pieces
+from truing.train.progress import counting
 from truing.types import Answers, Dialogue, Question
 
 FILE = "answers.jsonl"
@@ -74,11 +75,16 @@ def answers_in_run(
     """
     rows = read_rows(run.path / FILE)
     done = [graded(q, row["samples"]) for q, row in zip(questions, rows, strict=False)]
+    tell = counting("Answers")
     for start in range(len(done), len(questions), CHUNK):
         if max_time is not None and time.monotonic() - run.opened > 60 * max_time:
             break
+
+        def progress(finished: int, _: int, before: int = n * start) -> None:
+            tell(before + finished, n * len(questions))
+
         new = answer_questions(
-            lm, questions[start : start + CHUNK], n, max_tokens, seed=seed, format=format, progress=_progress(start, n)
+            lm, questions[start : start + CHUNK], n, max_tokens, seed=seed, format=format, progress=progress
         )
         done += new
         rows += [answers_row(a) for a in new]
@@ -98,17 +104,6 @@ def show_prompt(lm: LM, prompt: str | Dialogue, name: str = "First prompt") -> s
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     print(f"{name} (sha256 {digest}):\n{text}", file=sys.stderr)
     return digest
-
-
-def _progress(before: int, n: int) -> Callable[[int, int], None]:
-    shown = [0]
-
-    def say(finished: int, whole: int) -> None:
-        if finished == whole or finished - shown[0] >= max(1, whole // 4):
-            shown[0] = finished
-            print(f"Answers: {before * n + finished:,}", file=sys.stderr)
-
-    return say
 
 
 def expected_tokens(

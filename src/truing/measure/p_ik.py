@@ -22,7 +22,7 @@ from truing.train.p_ik import VERB, check, train_p_ik
 from truing.train.p_ik_numbers import NAMES, measure_p_ik
 from truing.types import Question
 
-__all__ = ["measure_p_ik", "p_ik", "pik"]
+__all__ = ["measure_p_ik", "p_ik"]
 
 
 def p_ik(config: PIKTrain) -> Run | dict[str, Any]:
@@ -51,9 +51,6 @@ def p_ik(config: PIKTrain) -> Run | dict[str, Any]:
         run.stop(dict.fromkeys(NAMES), [note])
         return run
     return train_p_ik(config, answers, lm, run=run)
-
-
-pik = p_ik
 
 
 def _expected(config: PIKTrain, questions: list[Question]) -> list[str]:

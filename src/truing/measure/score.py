@@ -21,6 +21,7 @@ from truing.models.lm import LM
 from truing.models.load import find_model
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import as_lines
+from truing.train.progress import counting
 from truing.types import Dialogue
 
 TEXT, PAIR, COMPARISON, DIALOGUE = "text", "context and continuation", "chosen and rejected", "dialogue"
@@ -210,6 +211,7 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
         top_k=config.top_k,
         stop=config.stop,
         seed=config.seed,
+        progress=counting("Replies"),
     )
     scores = _scores(config, compute, prompts, drawn) if config.pm else None
     out = []

@@ -16,6 +16,7 @@ from truing.data.files import read_rows, write_rows
 from truing.data.prompts import Prompt, helpful_prompts, red_team_prompts
 from truing.models.lm import LM
 from truing.models.split import fold_temperature
+from truing.train.progress import counting
 from truing.types import Comparison, Dialogue, Kind, Turn
 
 SYSTEM = "You are a friendly assistant. Answer in one short sentence."
@@ -112,9 +113,9 @@ def draw_replies(
 ) -> list[dict[str, Any]]:
     """Rows of replies with the gold score that only the page and the simulated people see."""
     rows = []
-    for prompt, samples in zip(
-        prompts, lm.sample([asked(p, system) for p in prompts], n, max_tokens=tokens, seed=seed), strict=True
-    ):
+    asks, tell = [asked(p, system) for p in prompts], counting(f"Replies ({arm})")
+    drawn = lm.sample(asks, n, max_tokens=tokens, seed=seed, progress=tell)
+    for prompt, samples in zip(prompts, drawn, strict=True):
         for sample in samples:
             found = gold(prompt, sample.text, kind)
             rows.append(

@@ -19,9 +19,9 @@ def page(lab: Lab, arms: Mapping[str, Rows], numbers: Mapping[str, Any], claims:
     """Write ``sections.json``."""
     story = {
         "title": "truing demo: one small model, trued",
-        "subtitle": "A 135-million-parameter chat model is compared by simulated people, gets a preference "
-        "model, is trained "
-        "against it, compared again, attacked, and asked what it knows.",
+        "subtitle": f"{lab.config.model}, a chat model of {lab.lm.model.num_parameters() / 1e6:.0f} million parameters, "
+        "is compared by simulated people, gets a preference model, is trained against it, compared again, attacked, "
+        "and asked what it knows.",
         "badges": [SIMULATED, *(["--fast: no claims"] if lab.config.fast else [])],
         "sections": [
             _headline(numbers, claims),
@@ -51,8 +51,11 @@ def _headline(numbers: Mapping[str, Any], claims: Sequence[tuple[str, bool]]) ->
     rows = [[text[0].upper() + text[1:], "yes" if holds else "NO"] for text, holds in claims]
     return {
         "title": "What came out",
-        "text": "Each number stands with its 95% interval. 'Gold' is the hidden taste of the simulated people: topic, "
-        "warmth and right answers per sentence, never length. Nothing that was trained has seen it.",
+        "text": [
+            "Each number stands with its 95% interval. 'Gold' is the hidden taste of the simulated people: topic, "
+            "warmth and right answers per sentence, never length. Nothing that was trained has seen it.",
+            _in_words(numbers),
+        ],
         "numbers": _tiles(
             numbers,
             {
@@ -68,6 +71,26 @@ def _headline(numbers: Mapping[str, Any], claims: Sequence[tuple[str, bool]]) ->
         if rows
         else [],
     }
+
+
+def _in_words(numbers: Mapping[str, Any]) -> str:
+    """The main results as a newcomer would be told them."""
+
+    def told(name: str, form: str = ".2f") -> str:
+        found = _plain(numbers[name])
+        if found["value"] is None:
+            return "an unknown amount"
+        low, high = found.get("low"), found.get("high")
+        span = "" if low is None else f" ({format(low, form)} to {format(high, form)})"
+        return format(found["value"], form) + span
+
+    return (
+        f"The preference model sides with people in {told('pm/accuracy', '.0%')} of choices it never saw; a coin "
+        f"would in 50%, and gold itself only in {told('pm/ceiling', '.0%')}, because people are noisy. Trained against "
+        f"it, the policy went {told('kl/rlhf')} nats from its start, finished {told('finished/rlhf', '.0%')} of its "
+        f"replies instead of {told('finished/base', '.0%')}, and changed gold by {told('gain/rlhf', '+.2f')}; with "
+        f"shuffled rewards it changed by {told('gain/control', '+.2f')}."
+    )
 
 
 def _people(lab: Lab) -> dict[str, Any]:

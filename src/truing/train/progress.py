@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -64,6 +64,27 @@ class Progress:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def counting(label: str) -> Callable[[int, int], None]:
+    """For work that counts what is done: ``(done, total)`` → "label: 120 of 720, ETA 1:20" on stderr.
+
+    One line that changes on a terminal, a line every ten seconds elsewhere.
+    """
+    began = said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        now, live = time.monotonic(), sys.stderr.isatty()
+        if done < total and now - said < (0.5 if live else SECONDS_BETWEEN_LINES):
+            return
+        said = now
+        eta = f", ETA {_clock((now - began) / done * (total - done))}" if 0 < done < total else ""
+        line = f"{label}: {done:,} of {total:,}{eta}"
+        end = "\n" if done == total or not live else ""
+        print(f"\r\033[K{line}" if live else line, end=end, file=sys.stderr, flush=True)
+
+    return tell
 
 
 class Tracker:
