@@ -111,9 +111,9 @@ def test_bootstrap_interval_of_auroc_agrees_with_hanley_mcneil_and_counts_undefi
 
 
 def test_a_large_job_is_fast() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     stats.mean_interval(RNG(0).normal(size=20_000), np.arange(20_000) // 2)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 # --- Calibration
