@@ -101,6 +101,8 @@ def explain(problem: Exception) -> str:
         return f"{problem.filename} is a folder; a file is needed here."
     if isinstance(problem, ModuleNotFoundError) and not (problem.name or "truing").startswith("truing"):
         return f"this needs the package {problem.name!r}, which is not installed: pip install {problem.name}."
+    if isinstance(problem, UnicodeError):
+        return f"the input is not UTF-8 text ({getattr(problem, 'reason', problem)}). Convert the file to UTF-8."
     text = " ".join(str(a) for a in problem.args) if isinstance(problem, ValueError) else str(problem)
     if isinstance(problem, (ValueError, OSError)) and text.strip():
         return text.strip()
@@ -211,7 +213,7 @@ def call(name: str, verb: Verb, config: Any) -> int:
             summary, result = run.summary(), {}
             _build(run)
         else:
-            summary = as_summary(name, result)
+            summary = as_summary(name, result, config.dry_run and config.json)
             if config.out is not None and name in NO_RUN and not config.dry_run:
                 run = _keep(name, config, summary)
     _print(name, config, summary, result, run)
@@ -220,12 +222,12 @@ def call(name: str, verb: Verb, config: Any) -> int:
     return int(result.get("code", 3 if result.get("failed") else 0))
 
 
-def as_summary(name: str, result: dict[str, Any]) -> dict[str, Any]:
+def as_summary(name: str, result: dict[str, Any], dry_run: bool = False) -> dict[str, Any]:
     """A dict result in the form of ``summary.json``."""
     from truing.runs.atomic import number_row
 
     numbers = {k: number_row(v) for k, v in result.get("numbers", {}).items()}
-    notes = list(result.get("notes", ()))
+    notes = [*result.get("notes", ()), *(result.get("lines", ()) if dry_run else ())]
     return {"verb": name, "run": None, "numbers": numbers, "notes": notes} | result.get("more", {})
 
 

@@ -80,7 +80,7 @@ class PMTrain(Common, Optim):
     eval_share: float = 0.1
     """Share of conversations held out when --eval-data is not given."""
     epochs: Annotated[int, alias("num-train-epochs")] = 1
-    """Passes over the data; the paper trains one (§20 row 31)."""
+    """Passes over the data; the paper trains one."""
     batch_size: Annotated[int, alias("per-device-train-batch-size")] = 32
     """Pairs per optimiser step."""
     max_length: int = 1024
@@ -122,7 +122,7 @@ class PPOTrain(Common, Optim):
     eval_prompts: list[str] = field(default_factory=list)
     """Held-out prompts on which snapshots are scored."""
     test_pm: list[str] = field(default_factory=list)
-    """More preference models that score, never train (§20 row 28)."""
+    """More preference models that score, never train."""
     steps: Annotated[int, alias("max-steps")] = 32
     """Batches of prompts."""
     prompts_per_step: int = 8
@@ -148,7 +148,7 @@ class PPOTrain(Common, Optim):
     value_learning_rate: float | None = None
     """Learning rate of the value model; default: the policy's."""
     temperature: float = 1.0
-    """Sampling temperature in rollouts; only 1 keeps ratio and KL consistent (§20 row 17)."""
+    """Sampling temperature in rollouts; only 1 keeps ratio and KL consistent."""
     top_p: float = 1.0
     """Nucleus in rollouts; only 1 is accepted."""
     frozen_layers: int = 0
@@ -245,7 +245,7 @@ class DataCheck(Common):
 
 @dataclass(kw_only=True)
 class DataConvert(Common):
-    """Between formats; writes --out FILE."""
+    """Between formats; writes the file TARGET."""
 
     file: tyro.conf.Positional[str]
     """Any known format."""

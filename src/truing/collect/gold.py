@@ -58,7 +58,7 @@ class Gold:
 
 
 def gold(prompt: Prompt, reply: str, kind: Kind = "helpful") -> Gold:
-    """Gold score of one reply, about −0.5 to 4; higher is better for who asked (helpful) or safer (harmless).
+    """Gold score of one reply, about −2.5 to 4; higher is better for who asked (helpful) or safer (harmless).
 
     helpful: ``topic`` (share of sentences that touch the prompt's keywords) + 1.5 · ``warm`` (mean VADER compound of
     the sentences) + 1.5 · ``right`` (checkable prompts: the accepted answer is given) − ``stale`` (share of repeated

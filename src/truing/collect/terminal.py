@@ -1,6 +1,6 @@
 """``truing chat``: one person and one model in a terminal, with a preference model's opinion beside it.
 
-Keeps the conversation in memory; with ``--out`` it is written as ``samples.jsonl`` of a run.
+With ``--out`` every exchange is kept at once in ``samples.jsonl`` of a run; the same command goes on after ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,19 +21,25 @@ from truing.types import Dialogue, Sample, Turn
 HELP = "An empty line or ctrl-D ends, /again draws another reply, /back takes the last exchange back, /new starts anew."
 
 
-def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | None:
+def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | dict[str, Any] | None:
     """Read lines and answer them until an empty line or the end of input; ``read`` stands in for the keyboard.
 
     Raises ValueError for ``best_of`` above 1 without a preference model.
     """
     if config.best_of > 1 and not config.pm:
         raise ValueError("--best-of needs a preference model that chooses: name one with --pm.")
+    if config.dry_run:
+        return {"lines": [f"Would talk with {config.model}."]}
+    run = Run.open("chat", config) if config.out else None
+    if run and run.done:
+        raise ValueError(f"{run.path} holds a finished conversation. Give another --out.")
     compute = choose(config.device, config.dtype, config.threads)
     lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
     pm = PreferenceModel.load(config.pm, device=compute.device, dtype=compute.dtype) if config.pm else None
     print(HELP, file=sys.stderr)
     start = Dialogue((Turn("system", config.system),)) if config.system else Dialogue()
-    dialogue, said, draws = start, [], 0
+    said = run.samples() if run else []
+    dialogue, draws = start, len(said)
     while True:
         try:
             line = (read or input)("\nYou: ").strip()
@@ -60,7 +66,11 @@ def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | None:
         opinion = "" if score is None else f"  [score {score:+.2f}]"
         print(f"\n{config.model}: {reply.text}{opinion}", flush=True)
         said.append({"prompt": dialogue.prompt.last.text, "reply": reply.text, "score": score, "finish": reply.finish})
-    return _kept(config, said) if config.out else None
+        if run:
+            run.write_samples(said)
+    if run:
+        run.finish({"exchanges": {"value": len(said), "n": len(said), "unit": "exchanges"}})
+    return run
 
 
 def _reply(
@@ -78,11 +88,3 @@ def _reply(
     scores = pm.score([dialogue.reply(s.text) for s in samples])
     best = int(np.argmax(scores))
     return samples[best], float(scores[best])
-
-
-def _kept(config: Chat, said: list[dict[str, Any]]) -> Run:
-    run = Run.open("chat", config)
-    if not run.done:
-        run.write_samples(said)
-        run.finish({"exchanges": {"value": len(said), "n": len(said)}})
-    return run

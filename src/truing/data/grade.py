@@ -1,7 +1,7 @@
 """Is this answer right? By alias, by number, by option; every rule in words at the function that applies it.
 
 Graders see what a model wrote after the question. It is cut first (``short_answer``), because models run on into
-the next question (2207.05221; our table of mistakes: cut before grading).
+the next question (2207.05221).
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def red_team_prompts() -> list[Prompt]:
 
 
 def benign_sensitive_prompts() -> list[Prompt]:
-    """49 harmless requests that look dangerous, for over-refusal (2204.05862 §20 row 30 of our notes)."""
+    """49 harmless requests that look dangerous, for over-refusal."""
     return _packaged("benign_sensitive.jsonl")
 
 

@@ -43,6 +43,8 @@ def convert(config: DataConvert) -> dict[str, Any]:
         raise DataError(config.file, problem, line=line)
     if config.compat and kind != "attempts":
         raise DataError(config.file, f"--compat {config.compat} is for red-team attempts; these are {kind}")
+    if config.dry_run:
+        return {"lines": [f"Would write {kind} of {config.file} to {target} as {config.to}."]}
     read, written, notes = writers[kind](config, target)
     unit = {"low": None, "high": None, "n": read, "unit": "rows"}
     numbers = {"rows_read": {"value": read, **unit}, "rows_written": {"value": written, **unit}}

@@ -33,7 +33,7 @@ def label_logprobs(
     """Log-probabilities in nats of each prompt's labels, and whether a token spanned the join with any of them.
 
     A label of several tokens (`` (A)`` is three for many tokenizers) counts with their sum. Equal prompts are read
-    once. After a dialogue labels stand without their leading space, as a reply begins.
+    once. After a dialogue labels stand as a reply begins: without a leading space, in HH text with one.
     """
     whole: dict[tuple[str | Dialogue, tuple[str, ...]], tuple[np.ndarray, bool]] = {}
     wanted = [(prompt, tuple(some)) for prompt, some in zip(prompts, labels, strict=True)]
@@ -47,7 +47,8 @@ def label_logprobs(
         if isinstance(asked, Dialogue):
             talks.setdefault(some, {})[asked] = None
     for some, dialogues in talks.items():
-        rows = lm.label_logprobs(list(dialogues), [label.strip() for label in some])
+        space = " " if lm.format == "hh" else ""  # HH text has a space before every reply
+        rows = lm.label_logprobs(list(dialogues), [space + label.strip() for label in some])
         whole |= {(dialogue, some): (row, False) for dialogue, row in zip(dialogues, rows, strict=True)}
     return [whole[w][0] for w in wanted], [whole[w][1] for w in wanted]
 

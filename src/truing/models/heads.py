@@ -229,7 +229,7 @@ class PreferenceModel(ScalarModel):
 
 
 class ValueModel(ScalarModel):
-    """The value function of PPO: its head begins at zero (hh.md §20 row 20), so that the first values are 0."""
+    """The value function of PPO: its head begins at zero, so that the first values are 0."""
 
     kind = "value"
 
@@ -307,7 +307,7 @@ def _facts(source: str | Path, name: object, kind: str) -> dict[str, Any]:
 
 
 def _check_ids(name: object, kind: str, eoc: int | None, eos: int | None, pad: int | None, vocab: int) -> None:
-    """Three ids that differ, all inside the vocabulary (hh.md §20 rows 4-5)."""
+    """Three ids that differ, all inside the vocabulary."""
     if kind == "pm" and eoc is None:
         raise ValueError(f"{str(name)!r} has no end-of-context token in its tokenizer: the folder is incomplete.")
     ids = [i for i in (eoc, eos, pad) if i is not None]

@@ -197,8 +197,7 @@ def _run_named(text: str) -> Path | None:
     runs = Path("runs")
     if not text or "/" in text or not runs.is_dir():
         return None
-    found = [p for p in runs.iterdir() if p.name.startswith(text) and p.is_dir()]
-    return next((p for p in found if p.name == text), found[0] if len(found) == 1 else None)
+    return next((p for p in runs.iterdir() if p.name == text and p.is_dir()), None)  # a beginning may be a hub name
 
 
 def _architecture(source: str | Path, name: object) -> str:

@@ -42,7 +42,7 @@ class Size:
     round_prompts: int
     choices: int
     judged: int
-    """Questions of the P(True) study; the P(IK) study takes three times as many."""
+    """Questions of the P(True) study; the P(IK) study takes four times as many."""
     agreement: float = 0.75
     """How often simulated people agree with gold."""
     frozen_share: float = 0.87

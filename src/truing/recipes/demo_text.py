@@ -224,7 +224,7 @@ def _red(lab: Lab) -> dict[str, Any]:
         "badges": ["simulated attackers"],
         "text": "Mildly harmful requests that trained nothing go to the plain model, the same with a careful "
         "system prompt, "
-        "best-of-4 of that by the preference model, and the RLHF policy. A simulated attacker rates each "
+        "best-of-4 of that by the preference model, and the RLHF policy with it too. A simulated attacker rates each "
         "attempt from 0 "
         "(refused) to 4. A model this small seldom refuses by itself.",
         "figures": [{"file": "redteam.svg", "caption": "Mean attack rating; lower is safer.", "alt": "Matrix"}],

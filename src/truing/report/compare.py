@@ -90,6 +90,8 @@ def _number(value: Any) -> bool:
 def report(config: ReportConfig) -> Run | dict[str, Any]:
     """Rebuild the pages of runs; several runs also get one page together, in a run of its own."""
     found = [Run.load(name) for name in config.runs]
+    if config.dry_run:
+        return {"lines": [f"Would rebuild {run.path / 'report.html'}" for run in found]}
     pages = [build(run.path) for run in found]
     lines = [f"Page: {page}" for page in pages]
     if len(found) == 1:

@@ -47,7 +47,7 @@ from markupsafe import Markup
 from truing.report import figures
 from truing.report.drawing import draw
 from truing.report.numbers import digits, interval_text
-from truing.runs.atomic import atomic_write, read_rows
+from truing.runs.atomic import as_json, atomic_write, read_rows
 
 STORY_KEYS = ("title", "subtitle", "badges", "sections")
 SECTION_KEYS = ("title", "text", "badges", "numbers", "tables", "figures", "samples", "notes", "commands")
@@ -89,7 +89,7 @@ def write_story(folder: Path, story: Mapping[str, Any]) -> Path:
     """
     check_story(story)
     path = Path(folder) / "sections.json"
-    path.write_text(json.dumps(story, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    atomic_write(path, as_json(story))
     return path
 
 

@@ -16,9 +16,14 @@ from typing import Any
 def atomic_write(path: str | Path, content: bytes | str) -> None:
     """Write a file so that a reader, a kill or a full disk sees the old file or the new one, never a part.
 
-    Raises OSError that says what to do if the disk is full.
+    A device or a pipe (``/dev/stdout``) is written to, never replaced. Raises OSError that says what to do if the
+    disk is full.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        return
     part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with open(part, "wb") as file:
@@ -109,7 +114,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON lines file; none if it is missing; a line that a kill cut short is left out."""
     rows: list[dict[str, Any]] = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines() would also cut at U+2028
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
     return rows

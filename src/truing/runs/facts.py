@@ -51,12 +51,30 @@ def hash_data(data_files: Iterable[str | Path]) -> dict[str, str]:
     """sha256 of each file; a name that is no local file (a hub data set) stands for itself."""
     hashes = {}
     for name in map(str, data_files):
-        hashes[name] = f"sha256:{_sha256(Path(name))}" if Path(name).is_file() else f"name:{name}"
+        path = Path(name).expanduser()
+        hashes[name] = f"sha256:{_sha256(path)}" if path.is_file() else f"name:{name}"
     return hashes
 
 
+def _weights(folder: Path) -> str:
+    """sha256 over the weights and the config of a model's folder; "" if it holds none."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("config.json")])
+    return hashlib.sha256("".join(map(_sha256, files)).encode()).hexdigest() if len(files) > 1 else ""
+
+
+def _folder_identity(name: str) -> str | None:
+    """What a folder holds: a finished run its hash, another run or a model its weights; None if it is neither."""
+    for path in (Path(name).expanduser(), Path("runs") / name):
+        if (path / "environment.json").is_file() and (path / "summary.json").is_file():
+            return f"run:{json.loads((path / 'environment.json').read_text())['hash']}"
+        found = _weights(path / "model") or _weights(path)
+        if found:
+            return f"model:{found}"
+    return None
+
+
 def identity_of(config: Any, data: Mapping[str, str]) -> dict[str, Any]:
-    """What makes a run this run: data files stand for their content, other runs for their own hash."""
+    """What makes a run this run: data files and models stand for their content, finished runs for their hash."""
     used = set()
 
     def name(value: Any) -> Any:
@@ -68,7 +86,7 @@ def identity_of(config: Any, data: Mapping[str, str]) -> dict[str, Any]:
             used.add(value)
             return data[value]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return f"run:{json.loads((Path(value) / 'environment.json').read_text())['hash']}"
+            return _folder_identity(value) or without_home(value)
         return without_home(value)
 
     named = {key: name(value) for key, value in config_dict(config).items()}

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from truing.models.compute import Compute
 
 ROOT = Path("runs")
-_OURS = ("config.yaml", "metrics.jsonl", "summary.json", "partial.json", "samples.jsonl", "figures", "model")
 _LOCKS: dict[Path, tuple[int, int]] = {}  # folder -> (pid, file descriptor)
 
 
@@ -54,6 +53,8 @@ class Run:
         ``data_hashes`` names the content of data handed over in memory. Raises ValueError if the folder holds another
         run or files that are no run's, or if another live process works on it.
         """
+        if (seed := getattr(config, "seed", 0)) < 0:
+            raise ValueError(f"--seed is {seed}; expected 0 or a positive number.")
         data = {**hash_data(data_files), **(data_hashes or {})}
         identity = identity_of(config, data)
         digest = digest_of(verb, identity)
@@ -92,8 +93,11 @@ class Run:
             if len(found) > 1:
                 raise ValueError(f"{name} may be any of {', '.join(p.name for p in found)}. Give more of the name.")
             path = found[0]
-        environment = json.loads((path / "environment.json").read_text())
-        return cls(path, environment["verb"], environment)
+        try:
+            environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+            return cls(path, environment["verb"], environment)
+        except (ValueError, KeyError, TypeError) as problem:
+            raise ValueError(f"{path / 'environment.json'} is damaged ({problem}): this folder is no run.") from None
 
     @property
     def name(self) -> str:
@@ -149,6 +153,10 @@ class Run:
             if (self.path / name).exists():
                 kept = [row for row in read_rows(self.path / name) if row.get("step", 0) <= step]
                 atomic_write(self.path / name, as_lines(kept))
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of ``samples.jsonl``."""
+        return read_rows(self.path / "samples.jsonl")
 
     def write_samples(self, rows: Iterable[Mapping[str, Any]], step: int | None = None) -> None:
         """Write ``samples.jsonl``; with ``step``, rows of earlier steps stay and those of this one are replaced."""
@@ -218,6 +226,8 @@ def sweep(fn: Callable[[Any], Run], configs: Sequence[Any], workers: int = 1) ->
         try:
             return [Run.load(future.result()) for future in waiting]
         except BaseException:
+            for worker in list((pool._processes or {}).values()):
+                worker.terminate()  # else the interpreter waits for their work to end
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -247,9 +257,14 @@ def _refuse_foreign(path: Path, verb: str, identity: dict[str, Any]) -> None:
         raise ValueError(f"{path} is a file; a run needs a folder of its own. Give another --out.")
     facts = path / "environment.json"
     if not facts.exists():
-        there = [name for name in _OURS if (path / name).exists()]
+        there = (
+            sorted(p.name for p in path.iterdir() if not p.name.startswith(".") and p.name != "lock")
+            if path.exists()
+            else []
+        )
         if there:
-            raise ValueError(f"{path} holds {', '.join(there)} but is no run's folder. Give another --out.")
+            some = ", ".join(there[:5]) + (" …" if len(there) > 5 else "")
+            raise ValueError(f"{path} holds {some} but is no run's folder. Give another --out, new or empty.")
         return
     held = json.loads(facts.read_text())
     if held.get("verb") != verb:

@@ -110,6 +110,16 @@ def lr_factor(samples_seen: int, config: Optim, total_samples: int) -> float:
     return warm * (left if config.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
 
+def check_optim(config: Optim) -> None:
+    """Refuse rates, schedules and norms that mean nothing. Raises ValueError."""
+    for name, low in (("learning_rate", 0.0), ("warmup_samples", 0), ("weight_decay", 0.0), ("save_every", 0)):
+        if not getattr(config, name) >= low:
+            raise ValueError(f"{name} is {getattr(config, name)}; expected {low} or more.")
+    for name in ("halve_every", "max_grad_norm"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}; expected a number above 0.")
+
+
 def lr_at(samples_seen: int, config: Optim, total_samples: int) -> float:
     """Learning rate of the body for a step before which ``samples_seen`` samples were seen."""
     return config.learning_rate * lr_factor(samples_seen, config, total_samples)

@@ -31,7 +31,7 @@ from truing.models.lm import LM
 from truing.models.tree import Pack
 from truing.runs import Run
 from truing.stats import Interval
-from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, rng, set_lr, train
+from truing.train.loop import Stateful, Trainable, check_optim, clip, make_optimizer, param_groups, rng, set_lr, train
 from truing.train.p_ik_numbers import NAMES, choose_threshold, measure_p_ik, rates_of, reliability_of
 from truing.train.pm_pairs import Trunk, pack_sequences
 from truing.types import Answers
@@ -60,6 +60,7 @@ def check(config: PIKTrain) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
     if not 0 <= config.eval_share < 1:
         raise ValueError(f"eval_share is {config.eval_share}; expected 0 or more and less than 1.")
+    check_optim(config)
 
 
 def train_p_ik(config: PIKTrain, answers: Sequence[Answers], lm: LM | None = None, *, run: Run | None = None) -> Run:

@@ -1,4 +1,4 @@
-"""Preference models from comparisons (2204.05862 §3, App A.2; hh.md §6): the verb ``pm train``.
+"""Preference models from comparisons (2204.05862 §3, App A.2): the verb ``pm train``.
 
 A reply is read with its whole dialogue and scored at an end-of-context token; the loss of a pair is
 log(1 + exp(r_rejected − r_chosen)). Pairs that answer one prompt stand in one batch, so that the prompt is computed

@@ -61,6 +61,6 @@ def reliability_of(gaps: np.ndarray, comparisons: Sequence[Comparison]) -> Relia
 
 
 def kinds_line(numbers: dict[str, Interval]) -> str:
-    """Accuracy by kind with counts: a mixture hides the kind that was learned badly (hh.md §20 row 32)."""
+    """Accuracy by kind with counts: a mixture hides the kind that was learned badly."""
     parts = [f"{name.partition('/')[2]} {x} (n = {x.n})" for name, x in numbers.items() if name.startswith("accuracy/")]
     return f"Held-out accuracy {numbers['accuracy']} (n = {numbers['accuracy'].n}): {', '.join(parts)}."

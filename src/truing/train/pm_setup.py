@@ -13,6 +13,7 @@ from truing.data.comparisons import conversation_key, load_comparisons, split_by
 from truing.models.heads import FACTS, PreferenceModel
 from truing.models.lm import LM
 from truing.models.load import find_model
+from truing.train.loop import check_optim
 from truing.train.pm_pairs import Pairs
 from truing.types import Comparison
 
@@ -23,6 +24,9 @@ def check(config: PMTrain) -> None:
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
+    if not 0 <= config.eval_share < 1:
+        raise ValueError(f"eval_share is {config.eval_share}; expected 0 (hold nothing out) or more, below 1.")
+    check_optim(config)
 
 
 def data_of(

@@ -1,4 +1,4 @@
-"""PPO against a preference model (2204.05862 §4.1, App B.1; hh.md §8.6): the verb ``rlhf train``.
+"""PPO against a preference model (2204.05862 §4.1, App B.1): the verb ``rlhf train``.
 
 A step: the prompts that follow from (seed, step) are answered by the policy, plain sampling at temperature 1; policy,
 reference, value function and preference model read the replies in shared prefix trees over one frozen trunk; reward
@@ -205,7 +205,7 @@ class PPO:
         return out
 
     def samples_seen(self, steps: int) -> int:
-        """Replies sampled in that many steps; the schedule counts these (hh.md §20 row 23)."""
+        """Replies sampled in that many steps; the schedule counts these."""
         return steps * self.config.prompts_per_step * self.config.samples_per_prompt
 
     def look(

@@ -1,6 +1,6 @@
 """One step's replies as tensors: which tokens count, and where they stand in packed trees.
 
-Replies are kept as the ids that were sampled, never re-tokenised (hh.md §20 row 9). A reply's tokens end with its
+Replies are kept as the ids that were sampled, never re-tokenised. A reply's tokens end with its
 stop, an end-of-sequence token or the token that completes a stop string; what a sampler drew after it is dropped
 before anything is computed (row 12).
 """

@@ -1,7 +1,7 @@
 """Is the policy better, and by whose measure? Scores before and after, held-out judges, and what to be wary of.
 
 Scores are compared only as differences on the same prompts under the same judge, so that shifting a judge by a
-constant changes nothing (hh.md §6.3, §20 row 25), and with intervals by prompt.
+constant changes nothing, and with intervals by prompt.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Evaluation:
 
 
 def by_kind(scores: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
-    """Mean score of finished, capped and empty replies, each where there are any (hh.md §20 row 24)."""
+    """Mean score of finished, capped and empty replies, each where there are any."""
     return {f"score_{kind}": float(scores[kinds == kind].mean()) for kind in KINDS if (kinds == kind).any()}
 
 
@@ -84,7 +84,7 @@ class Gap:
 
 
 def gaps(before: Evaluation, after: Evaluation) -> list[Gap]:
-    """Gap of every test judge: mean over replies of (training gain − test gain), SE by prompt (hh.md §20 row 28)."""
+    """Gap of every test judge: mean over replies of (training gain − test gain), SE by prompt."""
     gained = after.scores - before.scores
     out = []
     for name, scores in after.tests.items():

@@ -1,4 +1,4 @@
-"""The arithmetic of PPO, pure: rewards, advantages, losses and KL estimates (2204.05862 §4.1; hh.md §8.6).
+"""The arithmetic of PPO, pure: rewards, advantages, losses and KL estimates (2204.05862 §4.1).
 
 Knows nothing about models or text. A batch of N replies is a rectangle [N, L] beside a bool ``mask`` that is True on
 kept reply tokens (always the first ones of a row); whatever stands elsewhere is ignored and comes out as 0.

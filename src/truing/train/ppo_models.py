@@ -26,7 +26,7 @@ class Models:
     """Policy, frozen reference and value function over one (possibly empty) frozen trunk of ``k`` layers.
 
     ``pm`` is the preference model where it shares the trunk, else None. ``trunk`` computes the shared states. All are
-    in eval mode: dropout would make the ratio noisy (hh.md §20 row 10).
+    in eval mode: dropout would make the ratio noisy.
     """
 
     policy: Any
@@ -132,7 +132,7 @@ def build_models(lm: LM, pm: PreferenceModel | None, k: int) -> Models:
     """Policy and value function as trainable copies above the lower ``k`` layers of ``lm``, which is the reference.
 
     The value function starts from the preference model's body if that reads the same ids (and, for k > 0, has the
-    same trunk), else from the policy's, with a head of zeros (hh.md §8.2, §20 row 20). The preference model reads the
+    same trunk), else from the policy's, with a head of zeros. The preference model reads the
     shared trees only where its trunk is the policy's. Raises ValueError if k does not leave a layer to train.
     """
     if not 0 <= k < num_layers(lm.model):

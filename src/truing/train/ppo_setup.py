@@ -10,11 +10,12 @@ from truing.data.comparisons import conversation_key
 from truing.data.prompts import PromptRow, load_prompt_rows
 from truing.models.lm import LM
 from truing.text import to_hh
+from truing.train.loop import check_optim
 from truing.types import Dialogue
 
 
 def check(config: PPOTrain) -> None:
-    """Refuse options under which ratio and KL would not be those of the sampled policy (hh.md §20 row 17)."""
+    """Refuse options under which ratio and KL would not be those of the sampled policy."""
     if config.temperature != 1 or config.top_p != 1:
         raise ValueError(
             f"Rollouts at temperature {config.temperature} and top_p {config.top_p}: log-probabilities in ratio and KL "
@@ -25,6 +26,7 @@ def check(config: PPOTrain) -> None:
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
+    check_optim(config)
     if config.minibatches > config.prompts_per_step * config.samples_per_prompt:
         raise ValueError(
             f"{config.minibatches} minibatches of {config.prompts_per_step * config.samples_per_prompt} replies: some "
@@ -60,7 +62,7 @@ def short_enough(rows: Sequence[PromptRow], lm: LM, max_new_tokens: int, notes: 
 
 
 def tell_overlap(prompts: Sequence[PromptRow], held_out: Sequence[PromptRow], notes: list[str]) -> None:
-    """Tell ``notes`` of conversations that are both trained on and measured (hh.md §20 rows 26-27)."""
+    """Tell ``notes`` of conversations that are both trained on and measured."""
     shared = {conversation_key(p.dialogue) for p in prompts} & {conversation_key(p.dialogue) for p in held_out}
     if shared:
         notes.append(
