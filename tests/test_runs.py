@@ -61,8 +61,53 @@ def test_the_name_follows_the_content_of_data_not_its_place(tmp_path: Path) -> N
 
 def test_another_runs_folder_stands_for_its_hash(tmp_path: Path) -> None:
     pm = Run.open("pm train", Config())
+    pm.finish({})
     relative, absolute = (Run.open("v", Config(init=str(p))).path for p in (pm.path, pm.path.resolve()))
     assert relative == absolute != Run.open("v", Config(init="elsewhere")).path
+
+
+def test_a_model_stands_for_its_weights(tmp_path: Path) -> None:
+    """Else new weights under an old name would get back the numbers of the old ones."""
+    for name, weights in (("m", "1"), ("copy", "1"), ("runs/half/model", "1")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_text(weights)
+    (tmp_path / "runs/half/environment.json").write_text('{"hash": "h", "verb": "pm train"}')
+    opened = {n: Run.open("v", Config(init=str(tmp_path / n))).path for n in ("m", "copy", "runs/half")}
+    assert len(set(opened.values())) == 1
+    (tmp_path / "m/model.safetensors").write_text("2")
+    assert Run.open("v", Config(init=str(tmp_path / "m"))).path != opened["m"]
+
+
+def test_home_is_understood_in_data_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.jsonl").write_text("{}\n")
+    first = Run.open("v", Config(data=["~/x.jsonl"]), data_files=["~/x.jsonl"]).path
+    (tmp_path / "x.jsonl").write_text("{}\n{}\n")
+    assert Run.open("v", Config(data=["~/x.jsonl"]), data_files=["~/x.jsonl"]).path != first
+
+
+def test_rows_with_unicode_line_ends_stay_whole(tmp_path: Path) -> None:
+    rows = [{"s": "a\u2028b"}, {"s": "c\u0085d"}, {"s": "e"}]
+    atomic_module.atomic_write(tmp_path / "x.jsonl", atomic_module.as_lines(rows))
+    assert atomic_module.read_rows(tmp_path / "x.jsonl") == rows
+
+
+def test_a_pipe_or_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
+    atomic_write(tmp_path / "pipe", "through")
+    assert reader.communicate(timeout=20)[0] == b"through" and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_folder_of_somebody_else_and_a_seed_below_0_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/rows.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds rows.jsonl but is no run's folder"):
+        Run.open("v", Config(out=tmp_path / "mine"))
+    with pytest.raises(ValueError, match="--seed is -1"):
+        Run.open("v", Config(seed=-1))
+    assert not Path("runs").exists()
 
 
 def test_a_folder_of_another_config_is_refused_by_naming_the_keys() -> None:

@@ -18,6 +18,7 @@ from truing.measure.labels import fit_shots, label_logprobs, renormalised
 from truing.models.family import byte_tokenizer, new_model
 from truing.models.lm import LM
 from truing.stats import auroc
+from truing.text import encode
 from truing.types import Dialogue, Question
 
 RNG = np.random.default_rng
@@ -145,14 +146,14 @@ def test_small_label_mass_warns_beside_every_number() -> None:
     )
 
 
-def test_labels_after_a_dialogue_have_no_leading_space(lm: LM) -> None:
+def test_labels_after_a_dialogue_stand_as_a_reply_begins(lm: LM) -> None:
     prompts = [Dialogue().ask("One?"), Dialogue().ask("Two?"), Dialogue().ask("One?")]
     found, flags = label_logprobs(lm, prompts, [(" (A)", " (B)"), (" (A)", " (B)", " (C)"), (" (A)", " (B)")])
     assert [len(f) for f in found] == [2, 3, 2] and not any(flags) and found[0].tolist() == found[2].tolist()
-    ids = [*lm.encode_prompt(prompts[0]), *b"(B)"]
+    ids = encode(prompts[0].reply("(B)"), lm.tokenizer, lm.format)
     with torch.no_grad():
         logprobs = lm.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-    assert found[0][1] == pytest.approx(sum(float(logprobs[t - 1, ids[t]]) for t in range(-3, 0)), abs=1e-4)
+    assert found[0][1] == pytest.approx(sum(float(logprobs[t - 1, ids[t]]) for t in range(-4, 0)), abs=1e-4)
 
 
 def test_renormalising_survives_tiny_probabilities() -> None:

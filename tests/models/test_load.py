@@ -189,7 +189,7 @@ def test_other_gguf_files_are_refused(home):
         load.find_model("broken.gguf")
 
 
-def test_run_folder_and_prefix(home):
+def test_run_folder_and_name(home):
     """Catches looking for weights in the run folder itself."""
     run = home / "runs" / "pm-train-abc12345"
     (run / "model").mkdir(parents=True)
@@ -198,7 +198,9 @@ def test_run_folder_and_prefix(home):
         load.find_model(run)
     (run / "model" / "config.json").write_text("{}")
     assert load.find_model(run) == run / "model"
-    assert load.find_model("pm-train-abc") == Path("runs/pm-train-abc12345/model")
+    assert load.find_model("pm-train-abc12345") == Path("runs/pm-train-abc12345/model")
+    with pytest.raises(load.UnknownModel, match="Did you mean runs/pm-train-abc12345"):
+        load.find_model("pm-train-abc")  # a beginning may be a hub name
 
 
 def test_unknown_names_list_what_there_is(home):

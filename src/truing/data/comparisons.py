@@ -51,8 +51,6 @@ def row_to_comparison(row: Mapping[str, Any], where: str = "row") -> Comparison:
 
 
 def _comparison(row: Mapping[str, Any], pair: Pair, file: object, line: int | None) -> Comparison:
-    if not any(turn.role == "human" for turn in pair.chosen.prompt.turns):
-        raise DataError(file, "no human turn stands before the replies, so there is nothing to answer", line=line)
     return Comparison(
         prompt=pair.chosen.prompt,
         chosen=pair.chosen.reply,

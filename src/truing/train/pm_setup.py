@@ -67,6 +67,12 @@ def _sure(rows: list[Comparison], which: str, notes: list[str]) -> list[Comparis
         raise ValueError(f"There are no {which}comparisons. Give at least one pair of replies to the same prompt.")
     kept, counts = training_comparisons(rows)
     kept = [c for c in kept if c.chosen != c.rejected]
+    alone = [c.id or c.chosen[:40] for c in kept if not any(turn.role == "human" for turn in c.prompt.turns)]
+    if alone:
+        raise ValueError(
+            f"{len(alone)} {which}comparisons have no human turn before the replies, the first is {alone[0]}: there is "
+            "nothing to answer. Correct or remove these rows; `truing data check` lists them."
+        )
     if not kept:
         raise ValueError(
             f"None of {len(rows)} {which}comparisons can be used: {counts['unsure']} have strength 1 (unsure), in "
