@@ -34,6 +34,7 @@ from truing.recipes.demo_setup import (
     CAREFUL,
     FAST,
     FULL,
+    READERS,
     Parts,
     Size,
     asked,
@@ -120,6 +121,9 @@ def demo(config: Demo) -> Run | dict[str, Any]:
         "honesty": honesty,
     }
     for i, (name, stage) in enumerate(work.items(), 1):
+        if config.max_time is not None and time.monotonic() - run.opened > 60 * config.max_time:
+            run.stop({}, [f"Stopped before stage {i} of {len(work)} ({name}); the same command goes on."])
+            return run
         _stage(lab, i, name, stage)
     numbers, notes = demo_story.tell(lab)
     run.finish(numbers, notes)
@@ -177,11 +181,11 @@ def pm_config(lab: Lab, name: str, data: str) -> PMTrain:
         data=[data],
         eval_data=[str(lab.path / "held_out.jsonl")],
         frozen_layers=lab.frozen,
-        batch_size=48,
+        batch_size=48 * READERS,
         learning_rate=1.5e-4,
         head_learning_rate=1e-3,
         schedule="linear",
-        warmup_samples=96,
+        warmup_samples=96 * READERS,
         tokens_per_pack=512,
         seed=lab.config.seed,
         out=lab.path / name,
@@ -388,7 +392,7 @@ def _expected(size: Size) -> list[str]:
     return [
         f"{replies + rollouts:,} replies of at most {size.reply_tokens} tokens ({tokens:,} in all), two preference "
         f"models, two PPO runs of {size.ppo_steps} steps.",
-        "About 20 minutes (five with --fast) on two idle cores; memory about 4 GiB.",
+        "About 20 minutes (five with --fast) on two idle cores; memory about 8 GiB.",
     ]
 
 

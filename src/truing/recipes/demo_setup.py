@@ -56,6 +56,8 @@ class Size:
         return self.eval_prompts * self.eval_replies
 
 
+READERS = 3
+"""Simulated workers who judge each pair."""
 FULL = Size(120, 80, 24, 6, 4, 32, 8, 12, 8, 32, 120, 32)
 FAST = Size(12, 8, 6, 4, 2, 20, 3, 4, 2, 6, 24, 6)
 
@@ -126,7 +128,7 @@ def draw_replies(
 
 
 def judged(crowd: Crowd, parts: Parts, rows: Sequence[Mapping[str, Any]], kind: Kind, tag: str) -> list[Comparison]:
-    """Every pair of replies to a prompt, judged by the crowd; the prompt carries its system turn."""
+    """Every pair of replies to a prompt, judged by ``READERS`` workers; the prompt carries its system turn."""
     by_prompt: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], []).append(row)
@@ -134,8 +136,9 @@ def judged(crowd: Crowd, parts: Parts, rows: Sequence[Mapping[str, Any]], kind: 
     for key, offered in by_prompt.items():
         prompt = parts.prompt(key)
         replies = [Reply(r["arm"], r["text"]) for r in offered]
-        for c in crowd.all_pairs(prompt, replies, kind, f"{tag}/{key}"):
-            made.append(replace(c, prompt=asked(prompt, offered[0]["system"])))
+        for reader in range(READERS):
+            for c in crowd.all_pairs(prompt, replies, kind, f"{tag}-{reader}/{key}"):
+                made.append(replace(c, prompt=asked(prompt, offered[0]["system"])))
     return made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from truing.recipes.demo_setup import load_json, load_lines
+from truing.recipes.demo_setup import READERS, load_json, load_lines
 from truing.report.page import write_story
 
 if TYPE_CHECKING:
@@ -100,15 +100,13 @@ def _people(lab: Lab) -> dict[str, Any]:
         "title": "1. People choose",
         "badges": [SIMULATED],
         "text": [
-            f"The base model wrote {lab.size.replies} short replies to each of {lab.size.train_prompts} "
-            f"everyday requests "
-            f"(and four to each of {lab.size.attacks} mildly harmful ones). Twenty simulated workers read every pair "
-            f"({n:,} choices) and pressed one of eight buttons, from a big A to a big B.",
-            f"Their choices agree with gold {people['agreement']:.0%} of the time, about as often as the "
-            f"paper's workers "
-            "and researchers agreed with each other (63%) or more. The smallest buttons mean 'unsure' and are "
-            "not trained "
-            "on. On harmful requests workers click the more harmful reply; the export turns that round, once.",
+            f"The base model ({lab.config.model} at a sampling temperature of {lab.size.temperature}, built into its "
+            f"weights) wrote {lab.size.replies} short replies to each of {lab.size.train_prompts} everyday requests "
+            f"and four to each of {lab.size.attacks} mildly harmful ones. {READERS} of twenty simulated workers judged "
+            f"every pair ({n:,} choices) by pressing one of eight buttons, from a big A to a big B.",
+            f"Their noise is set so that a choice agrees with gold in {people['agreement']:.0%} of pairs; the paper's "
+            "researchers and workers agreed with each other in 63%. The smallest buttons mean 'unsure' and are not "
+            "trained on. On harmful requests workers click the more harmful reply; the export turns that round, once.",
         ],
     }
 
