@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from test_contract import check_names
 from truing.recipes.demo import STAGES
 from truing.recipes.demo_setup import FAST, FULL, SYSTEM, asked, gaps_of, split_prompts
 from truing.recipes.demo_story import gains, judge_claims
@@ -78,6 +79,6 @@ def test_the_fast_demo_resumes_after_a_kill_and_ends_in_a_page(tmp_path: Path) -
         assert (tmp_path / "demo" / name).stat().st_mtime == when  # finished stages are not repeated
     assert {p.stem for p in (tmp_path / "demo").glob("*.done")} == set(STAGES)
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
-    assert {"pm/accuracy", "gain/rlhf", "kl/rlhf", "elo/rlhf", "choices/accuracy"} <= summary["numbers"].keys()
+    check_names("demo", "Numbers", set(summary["numbers"]))
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "simulated people" in page and "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")

@@ -79,7 +79,7 @@ def counting(label: str) -> Callable[[int, int], None]:
         if done < total and now - said < (0.5 if live else SECONDS_BETWEEN_LINES):
             return
         said = now
-        eta = f", ETA {_clock((now - began) / done * (total - done))}" if 0 < done < total else ""
+        eta = f", ETA {_clock((now - began) / done * (total - done))}" if total / 20 <= done < total else ""
         line = f"{label}: {done:,} of {total:,}{eta}"
         end = "\n" if done == total or not live else ""
         print(f"\r\033[K{line}" if live else line, end=end, file=sys.stderr, flush=True)
