@@ -26,6 +26,7 @@ from truing.data.prompts import PromptRow
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.runs import Run
+from truing.stats import Interval
 from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, rng, set_lr, train
 from truing.train.ppo_batch import Batch, Part, Reply, draw, mask_of, pack_replies
 from truing.train.ppo_eval import (
@@ -109,11 +110,12 @@ def train_ppo(
         config=config,
     )
     if ending == "stopped":
-        last = run.metrics()[-1] if run.metrics() else {}
-        names = ("kl", "entropy", "reply_tokens", "eos_rate")
-        run.stop(
-            {name: last.get(name) for name in names}, [f"Stopped at step {last.get('step', 0)} of {config.steps}."]
-        )
+        last: dict[str, Any] = next((row for row in reversed(run.metrics()) if "kl" in row), {})
+        units = {"kl": "nats per reply", "entropy": "nats per token", "reply_tokens": "tokens", "eos_rate": "share"}
+        n = config.prompts_per_step * config.samples_per_prompt
+        found = {name: Interval(last.get(name), None, None, n, unit) for name, unit in units.items()}
+        step = last.get("step", 0)
+        run.stop(found, [f"Stopped at step {step} of {config.steps}; these are numbers of that step's batch."])
         return run
     ppo.finish(run)
     return run
