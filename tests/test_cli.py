@@ -245,6 +245,7 @@ def test_runs_report_and_compare_work_together(call: Call):
         (PermissionError(errno.EACCES, "denied", "x.jsonl"), "no permission for x.jsonl"),
         (IsADirectoryError(errno.EISDIR, "is a directory", "x"), "x is a folder"),
         (OSError(errno.ENOSPC, "No space left", "runs/x"), "the disk is full while writing runs/x"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full. Nothing"),
         (BrokenPipeError(), "stopped reading"),
         (ModuleNotFoundError("No module named 'datasets'", name="datasets"), "needs the package 'datasets'"),
         (RuntimeError("shape mismatch\nmore"), "unexpected RuntimeError: shape mismatch"),

@@ -90,8 +90,10 @@ def explain(problem: Exception) -> str:
     """One message for people: what happened and what to do."""
     if isinstance(problem, BrokenPipeError):
         return "whoever read the output stopped reading, so the rest was not printed. The same command prints it again."
-    if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
-        where = f" while writing {problem.filename}" if problem.filename else ""
+    no_room = "No space left" in str(problem)  # safetensors and torch raise errors of their own
+    if no_room or (isinstance(problem, OSError) and problem.errno == errno.ENOSPC):
+        name = getattr(problem, "filename", None)
+        where = f" while writing {name}" if name else ""
         return f"the disk is full{where}. Nothing is half-written: make room and give the same command again."
     if isinstance(problem, PermissionError):
         return f"no permission for {problem.filename}. Change its owner or mode, or choose another --out."
