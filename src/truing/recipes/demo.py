@@ -44,6 +44,7 @@ from truing.recipes.demo_setup import (
     judged,
     load_json,
     load_lines,
+    score_gaps,
     split_prompts,
     write_comparisons,
     write_prompts,
@@ -282,8 +283,7 @@ def _tranches(lab: Lab, fresh: Sequence[Comparison]) -> list[dict[str, Any]]:
         pm = lab.pm(name)
         for tranche, pairs in sets.items():
             clear = [c for c in pairs if c.strength != 1]
-            gap = pm.score([c.chosen_dialogue for c in clear]) - pm.score([c.rejected_dialogue for c in clear])
-            right = (np.sign(gap) + 1) / 2
+            right = (np.sign(score_gaps(pm, clear)) + 1) / 2
             found = stats.mean_interval(right, [to_hh(c.prompt) for c in clear], unit="share", seed=lab.config.seed)
             rows.append({"pm": name, "tranche": tranche, **found.as_dict()})
     return rows

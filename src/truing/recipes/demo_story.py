@@ -13,7 +13,7 @@ from truing.data.comparisons import load_comparisons
 from truing.measure.elo import read_games
 from truing.measure.matched import by_length, exceeds, gain, matched_gain
 from truing.measure.redteam import grid
-from truing.recipes.demo_setup import load_json, load_lines
+from truing.recipes.demo_setup import load_json, load_lines, score_gaps
 from truing.recipes.demo_text import page
 from truing.report import figures
 from truing.runs.atomic import read_rows
@@ -67,9 +67,7 @@ def preference_numbers(lab: Lab) -> dict[str, Any]:
     ceiling = [(np.sign(felt(c, c.chosen) - felt(c, c.rejected)) + 1) / 2 for c in pairs]
     clusters = [to_hh(c.prompt) for c in pairs]
     out["pm/ceiling"] = stats.mean_interval(ceiling, clusters, unit="share", seed=lab.config.seed)
-    pm = lab.pm("pm-1")
-    gap = pm.score([c.chosen_dialogue for c in pairs]) - pm.score([c.rejected_dialogue for c in pairs])
-    right = (np.sign(gap) + 1) / 2
+    right = (np.sign(score_gaps(lab.pm("pm-1"), pairs)) + 1) / 2
     longer = np.array([float(len(c.chosen) > len(c.rejected)) for c in pairs])
     shorter = np.array([float(len(c.chosen) < len(c.rejected)) for c in pairs])
     for name, baseline in (("longer", longer), ("shorter", shorter), ("chance", np.full(len(pairs), 0.5))):
