@@ -398,7 +398,7 @@ def test_the_wrong_kind_of_model_is_said(call: Call, here: Path, models: Path):
 def test_an_interrupted_training_exits_130_and_goes_on(here: Path, models: Path):
     (here / "c.jsonl").write_text(lines(comparisons(40)))
     argv = [SCRIPT, "pm", "train", "--init", models / "lm", "--data", "c.jsonl", "--out", "pm", *QUICK]
-    argv += ["--batch-size", "2", "--epochs", "4", "--save-every", "40"]
+    argv += ["--batch-size", "2", "--epochs", "6", "--save-every", "40"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     log = here / "pm" / "metrics.jsonl"
     waited = time.monotonic() + 240

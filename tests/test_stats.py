@@ -53,13 +53,13 @@ def test_se_equals_statsmodels_cluster_robust() -> None:
 
 def test_clustered_intervals_cover_where_naive_ones_do_not() -> None:
     covered = naive = 0
-    for seed in range(120):
+    for seed in range(200):
         x, labels = grouped(seed, clusters=50, size=8)
         for is_clustered in (True, False):
             i = stats.mean_interval(x, labels if is_clustered else None, n_boot=400, seed=seed)
             hit = i.low <= 0 <= i.high
             covered, naive = covered + hit * is_clustered, naive + hit * (not is_clustered)
-    assert 107 <= covered <= 119 and naive < 95
+    assert 180 <= covered <= 199 and naive < 160
 
 
 def test_copying_every_row_inside_its_cluster_leaves_the_interval() -> None:
@@ -112,7 +112,7 @@ def test_bootstrap_interval_of_auroc_agrees_with_hanley_mcneil_and_counts_undefi
 
 def test_a_large_job_is_fast() -> None:
     start = time.process_time()
-    stats.mean_interval(RNG(0).normal(size=20_000), np.arange(20_000) // 2)
+    stats.mean_interval(RNG(0).normal(size=40_000), np.arange(40_000) // 2)
     assert time.process_time() - start < 5
 
 
@@ -253,7 +253,7 @@ PLANTED = {"base": 0.0, "A": 120.0, "B": -60.0, "C": 250.0, "D": 40.0, "E": -150
 
 def test_elo_recovers_planted_ratings_within_two_standard_errors() -> None:
     inside = total = 0
-    for seed in range(5):
+    for seed in range(8):
         got = stats.elo(play(PLANTED, 2000, seed), anchor="base", n_boot=200)
         for arm in list(PLANTED)[1:]:
             error = abs(got.ratings[arm].value - PLANTED[arm])

@@ -97,9 +97,9 @@ def planted(n: int, sharpness: float, seed: int = 0) -> tuple[list[Question], li
 
 
 def test_a_calibrated_predictor_is_within_the_band_and_a_sharpened_one_is_not() -> None:
-    good = judge_choices(*planted(1200, 1.0)).numbers
-    assert good["ece_top"].value < 1.3 * good["ece_null_95"].value and good["ece_all"].value < 0.025
-    sharp = judge_choices(*planted(1200, 3.0)).numbers
+    good = judge_choices(*planted(2000, 1.0)).numbers
+    assert good["ece_top"].value < 1.3 * good["ece_null_95"].value and good["ece_all"].value < 0.02
+    sharp = judge_choices(*planted(2000, 3.0)).numbers
     assert sharp["ece_top"].value > 1.5 * sharp["ece_all"].value > 0.1, "top option only is the larger one"
     assert sharp["rms_calibration_error"].value >= sharp["ece_top"].value
     assert sharp["accuracy"].value == good["accuracy"].value and sharp["brier"].value > good["brier"].value

@@ -36,7 +36,7 @@ def test_missing_values_are_left_out_of_their_own_number_only() -> None:
 def test_intervals_by_person_cover_where_naive_ones_fail() -> None:
     """Fifteen percent of the people make 80% of the attacks and differ from each other."""
     covered = naive = 0
-    for seed in range(60):
+    for seed in range(120):
         rng = np.random.default_rng(seed)
         people = rng.normal(0, 1, 100)
         who = np.where(rng.random(1500) < 0.8, rng.integers(0, 15, 1500), rng.integers(15, 100, 1500))
@@ -46,7 +46,7 @@ def test_intervals_by_person_cover_where_naive_ones_fail() -> None:
             i = matrix(rows, "harmlessness", clustered=clustered, seed=seed, n_boot=300)["plain lm", "13B"]
             hit = i.low <= truth <= i.high
             covered, naive = covered + hit * clustered, naive + hit * (not clustered)
-    assert covered >= 50 and naive < 35
+    assert covered >= 100 and naive < 70
 
 
 def test_grid_keeps_empty_cells() -> None:
