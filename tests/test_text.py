@@ -231,5 +231,7 @@ def test_stops_and_sentences():
     """Catches the later of two stops, or a cut inside a number."""
     assert tx.cut_at_stop("one\n\nHuman: two\n\nAssistant", ["\n\nAssistant", "\n\nHuman:"]) == ("one", True)
     assert tx.cut_at_stop("one", ["x"]) == ("one", False)
+    assert tx.cut_at_stop("one? two. three", [" three"], [".", "?"]) == ("one?", True)
+    assert tx.cut_at_stop("one? two. three", ["?"], ["."]) == ("one", True)
     assert tx.whole_sentences('It is 3.5 m. He said "Go!" And th') == 'It is 3.5 m. He said "Go!"'
     assert tx.whole_sentences("no end") == ""

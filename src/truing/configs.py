@@ -135,6 +135,8 @@ class PPOTrain(Common, Optim):
     """Optimiser steps per pass."""
     max_new_tokens: Annotated[int, alias("response-length")] = 128
     """Tokens a reply may have."""
+    stop_after: list[str] = field(default_factory=list)
+    """Strings after the first of which a reply ends: '.' '!' '?' for one sentence."""
     kl_coef: float = 0.001
     """λ of r = PM − λ·KL(π‖π0)."""
     clip: Annotated[float, alias("cliprange")] = 0.2
@@ -188,7 +190,9 @@ class Sampling(Common):
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
     stop: list[str] = field(default_factory=list)
-    """More stop strings."""
+    """More stop strings; a reply's text ends before the first of them."""
+    stop_after: list[str] = field(default_factory=list)
+    """Strings after the first of which a reply ends: '.' '!' '?' for one sentence."""
 
 
 @dataclass(kw_only=True)

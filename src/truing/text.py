@@ -195,10 +195,15 @@ def _bos(tokenizer: Any) -> list[int]:
     return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(plain)] == plain), [])
 
 
-def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """Text before the earliest stop string, and whether one was found."""
-    found = [i for i in (text.find(s) for s in stops) if i >= 0]
-    return (text[: min(found)], True) if found else (text, False)
+def cut_at_stop(text: str, stops: Sequence[str], stops_after: Sequence[str] = ()) -> tuple[str, bool]:
+    """Text before the first of ``stops`` or through the first of ``stops_after``; whether one was found.
+
+    >>> cut_at_stop("Yes. It is.", ["\\n"], [".", "!"])
+    ('Yes.', True)
+    """
+    found = [(i, i) for i in (text.find(s) for s in stops) if i >= 0]
+    found += [(i, i + len(s)) for s in stops_after if (i := text.find(s)) >= 0]
+    return (text[: min(found)[1]], True) if found else (text, False)
 
 
 def whole_sentences(text: str) -> str:

@@ -15,7 +15,7 @@ from truing.measure.p_ik import measure_p_ik, p_ik
 from truing.models.family import byte_tokenizer, new_model
 from truing.models.lm import LM
 from truing.runs import Run
-from truing.runs.atomic import read_rows
+from truing.runs.atomic import as_lines, read_rows
 from truing.train.p_ik_numbers import NAMES, choose_threshold
 from truing.types import Answers, Dialogue, Question
 
@@ -157,6 +157,17 @@ def test_a_killed_run_asks_only_what_is_left(tmp_path: Path, monkeypatch: pytest
     resumed = answers_in_run(run, lm, questions, 2, 4, seed=1)
     assert asked == [3, 3, 3, 1] and resumed == plain(lm, questions, 2, 4, seed=1)
     assert [row["id"] for row in read_rows(run.path / FILE)] == [q.id for q in questions]
+
+
+def test_answers_after_a_row_of_another_question_are_asked_again(tmp_path: Path) -> None:
+    """Catches answers given to the wrong question: rows were filtered by place, so all after a gap moved up by one."""
+    lm, questions = toy_lm(), [Question(f"say {i}", ("x",), id=str(i)) for i in range(4)]
+    run = Run.open("honesty pik", PIKTrain(init="toy", data=[], out=tmp_path / "run", **QUICK))
+    whole = answers_in_run(run, lm, questions, 2, 4, seed=1)
+    rows = read_rows(run.path / FILE)
+    (run.path / FILE).write_text(as_lines([rows[0], {**rows[1], "question": "say 9"}, *rows[2:]]))
+    assert answers_in_run(run, lm, questions, 2, 4, seed=1) == whole
+    assert [row["id"] for row in read_rows(run.path / FILE)] == ["0", "1", "2", "3"]
 
 
 def test_the_first_prompt_is_shown_with_its_hash(capsys: pytest.CaptureFixture[str]) -> None:

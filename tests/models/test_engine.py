@@ -218,6 +218,16 @@ def test_a_stop_string_is_found_however_it_falls_into_tokens(joined, monkeypatch
             assert sample.token_ids == tuple(range(4 + len(pieces))) and sample.finish == "stop"
 
 
+@pytest.mark.parametrize("stop, after, text", [([], ["."], "Hi."), (["i."], ["."], "H"), (["!"], ["?", "."], "Hi.")])
+def test_a_reply_may_end_after_a_string_that_its_text_keeps(stop, after, text):
+    words = ["H", "i", '."', " And", "!"]
+    ends = Ends(frozenset(), stop, lambda ids: "".join(words[i] for i in ids), after)
+    row = Row(0, 0, (1,), 0, limit=9)
+    assert [ends.take(row, i, 0.0) for i in range(3)] == [False, False, True]
+    sample = ends.sample(row)
+    assert (sample.text, sample.token_ids, sample.finish) == (text, (0, 1, 2), "stop")
+
+
 def test_a_stop_string_may_be_cut_inside_a_character():
     stop, data = "é→", "x é→ y".encode()
     decode = lambda ids: bytes(data[i] for i in ids).decode(errors="replace")  # noqa: E731

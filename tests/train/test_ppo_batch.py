@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,20 @@ def test_replies_are_the_sampled_ids() -> None:
     scored = lm.engine.score([r.prompt_ids + r.ids for r in replies], [len(r.prompt_ids) for r in replies])
     for reply, found in zip(replies, scored, strict=True):
         np.testing.assert_allclose(found, reply.sampler_logprobs, atol=1e-4)
+
+
+def test_a_reply_that_ends_after_a_string_keeps_its_token() -> None:
+    """Planted: the string cut from the text, or tokens after it kept."""
+    lm = toy_lm()
+    plain = draw(lm, PROMPTS, n=8, max_tokens=24, seed=0)
+    common = Counter(c for r in plain for c in set(r.dialogue.last.text) if c.isalnum()).most_common(1)[0][0]
+    cut = draw(lm, PROMPTS, n=8, max_tokens=24, stop_after=[common], seed=0)
+    for a, b in zip(plain, cut, strict=True):
+        assert a.ids[: len(b.ids)] == b.ids
+        np.testing.assert_allclose(a.sampler_logprobs[: len(b.ids)], b.sampler_logprobs, atol=1e-4)
+        head, found, _ = a.dialogue.last.text.partition(common)
+        assert b.dialogue.last.text == head + found
+    assert sum(len(b.ids) < len(a.ids) and b.finish == "stop" for a, b in zip(plain, cut, strict=True)) > 1
 
 
 def test_replies_are_drawn_at_temperature_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -73,9 +74,10 @@ def answers_in_run(
 
     After ``max_time`` minutes since the run was opened what there is comes back, fewer than ``questions``.
     """
-    rows = [r for r, q in zip(read_rows(run.path / FILE), questions, strict=False) if r["question"] == q.question]
+    pairs = zip(read_rows(run.path / FILE), questions, strict=False)
+    rows = [row for row, _ in itertools.takewhile(lambda pair: pair[0]["question"] == pair[1].question, pairs)]
     done = [graded(q, row["samples"]) for q, row in zip(questions, rows, strict=False)]
-    tell = counting("Answers")
+    tell = counting("Answers", start=n * len(done))
     for start in range(len(done), len(questions), CHUNK):
         if max_time is not None and time.monotonic() - run.opened > 60 * max_time:
             break

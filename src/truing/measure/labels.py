@@ -99,12 +99,13 @@ def in_chunks(
     """
     rows = read_rows(run.path / file)
     rows = rows if len(rows) == len(items) else rows[: len(rows) // size * size]
+    tell = counting(label, start=len(rows))
     for start in range(len(rows), len(items), size):
         if max_time is not None and time.monotonic() - run.opened > 60 * max_time:
             break
         rows += map(dict, work(items[start : start + size], start))
         atomic_write(run.path / file, as_lines(rows))
-        print(f"{label}: {len(rows):,} of {len(items):,}", file=sys.stderr)
+        tell(len(rows), len(items))
     return rows
 
 

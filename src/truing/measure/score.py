@@ -210,6 +210,7 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
         top_p=config.top_p,
         top_k=config.top_k,
         stop=config.stop,
+        stop_after=config.stop_after,
         seed=config.seed,
         progress=counting("Replies"),
     )

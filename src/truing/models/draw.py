@@ -91,31 +91,42 @@ class Row:
 class Ends:
     """Decides when a reply is over. The text is decoded only after a token that could complete a stop string."""
 
-    def __init__(self, eos_ids: frozenset[int], stops: Sequence[str], decode: Callable[[list[int]], str] | None):
-        self.eos_ids, self.stops, self.decode = eos_ids, list(stops), decode or (lambda ids: "")
+    def __init__(
+        self,
+        eos_ids: frozenset[int],
+        stops: Sequence[str],
+        decode: Callable[[list[int]], str] | None,
+        stops_after: Sequence[str] = (),
+    ):
+        self.eos_ids, self.decode = eos_ids, decode or (lambda ids: "")
+        self.stops, self.stops_after = list(stops), list(stops_after)
         self.may_complete: dict[int, bool] = {}
 
     def take(self, row: Row, token: int, logprob: float) -> bool:
         """Add a drawn token to its row; True if the reply is over."""
         row.ids.append(token)
         row.logprobs.append(logprob)
-        if token in self.eos_ids or (self._suspect(token) and cut_at_stop(self.decode(row.ids), self.stops)[1]):
+        if token in self.eos_ids or (self._suspect(token) and self._cut(row.ids)[1]):
             row.finish = "stop"
             return True
         return len(row.ids) >= row.limit
 
     def _suspect(self, token: int) -> bool:
         if token not in self.may_complete:
-            alone = self.decode([token]) if self.stops else ""
+            stops = [*self.stops, *self.stops_after]
+            alone = self.decode([token]) if stops else ""
             # alone, a token may lose a space or be part of a character: then its text says nothing
             unsure = not alone.strip() or "\ufffd" in alone
-            self.may_complete[token] = any(unsure or stop[-1].isspace() or stop[-1] in alone for stop in self.stops)
+            self.may_complete[token] = any(unsure or stop[-1].isspace() or stop[-1] in alone for stop in stops)
         return self.may_complete[token]
 
+    def _cut(self, ids: list[int]) -> tuple[str, bool]:
+        return cut_at_stop(self.decode(ids), self.stops, self.stops_after)
+
     def sample(self, row: Row) -> Sample:
-        """The finished reply; its text without eos and without what a stop string began."""
+        """The finished reply; its text without eos and without what a stop string (not one of `stops_after`) began."""
         said = row.ids[:-1] if row.ids and row.ids[-1] in self.eos_ids else row.ids
-        text = cut_at_stop(self.decode(said), self.stops)[0] if said else ""
+        text = self._cut(said)[0] if said else ""
         return Sample(text, tuple(row.ids), tuple(row.logprobs), row.finish, row.seed)
 
 
@@ -152,7 +163,14 @@ def groups(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def check_settings(
-    n: int, max_tokens: int, temperature: float, top_p: float, top_k: int, stops: Sequence[str], decode: Any
+    n: int,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    stops: Sequence[str],
+    stops_after: Sequence[str],
+    decode: Any,
 ) -> None:
     """Raises ValueError, saying what was given and what is possible."""
     if n < 1:
@@ -165,7 +183,8 @@ def check_settings(
         raise ValueError(f"top_p is {top_p}; expected a number above 0 and up to 1 (keep every token).")
     if top_k < 0:
         raise ValueError(f"top_k is {top_k}; expected 0 (keep every token) or a positive number.")
-    if isinstance(stops, str) or "" in stops:
-        raise ValueError("stops must be a list of non-empty strings.")
-    if stops and decode is None:
+    for name, strings in (("stops", stops), ("stops_after", stops_after)):
+        if isinstance(strings, str) or "" in strings:
+            raise ValueError(f"{name} must be a list of non-empty strings.")
+    if (stops or stops_after) and decode is None:
         raise ValueError("Stop strings need `decode`, which turns token ids into text.")

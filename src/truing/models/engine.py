@@ -99,14 +99,15 @@ class Engine:
         top_p: float = 1.0,
         top_k: int = 0,
         stops: Sequence[str] = (),
+        stops_after: Sequence[str] = (),
         decode: Callable[[list[int]], str] | None = None,
         seeds: int | Sequence[Sequence[int]] = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Sample]]:
         """``n`` replies to each prompt.
 
-        A reply ends at an eos id or where its text completes a stop string (finish ``stop``; text is cut before it,
-        ``token_ids`` keep it), or after ``max_tokens``, or at the end of the model's window (``length``).
+        A reply ends at an eos id or where its text completes a stop string (finish ``stop``; text is cut before one of
+        ``stops``, after one of ``stops_after``; ``token_ids`` keep it), or after ``max_tokens``, or at the end of the model's window (``length``).
         ``temperature`` 0 takes the likeliest token. ``top_k`` keeps the k likeliest tokens (ties too; 0: all), then
         ``top_p`` the fewest of these whose probability reaches p. Log-probabilities are at temperature 1, untruncated.
 
@@ -115,7 +116,7 @@ class Engine:
         its prompt and ``[[Sample.seed]]`` is drawn the same. ``progress`` is called with finished and all replies.
         Raises ValueError on settings out of range and on prompts that are empty or fill the model's window.
         """
-        check_settings(n, max_tokens, temperature, top_p, top_k, stops, decode)
+        check_settings(n, max_tokens, temperature, top_p, top_k, stops, stops_after, decode)
         self._check(prompts)
         rows = make_rows(prompts, n, seeds)
         window = self._window()
@@ -126,7 +127,7 @@ class Engine:
                     f"Prompt {row.request} has {len(row.prompt)} tokens and the model reads at most {window}: no room "
                     "for a reply. Shorten the prompt."
                 )
-        ends = Ends(self.eos_ids, stops, decode)
+        ends = Ends(self.eos_ids, stops, decode, stops_after)
         settings = (temperature, top_p, top_k)
         if max_tokens:
             with self._session() as weight:

@@ -98,13 +98,15 @@ class LM:
         top_p: float = 1.0,
         top_k: int = 0,
         stop: Sequence[str] = (),
+        stop_after: Sequence[str] = (),
         seed: int | Sequence[Sequence[int]] = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Sample]]:
         """``n`` replies to every dialogue, or continuations of every text.
 
         A reply to a dialogue also stops where the model writes the human's next turn; the space that HH text has
-        before a reply is not part of ``Sample.text``. ``seed`` as in `Engine.sample`. Raises ValueError if a dialogue
+        before a reply is not part of ``Sample.text``. Text is cut before the first of ``stop`` and after the first of
+        ``stop_after`` (vLLM calls that include_stop_str_in_output). ``seed`` as in `Engine.sample`. Raises ValueError if a dialogue
         does not wait for a reply.
         """
         for i, prompt in enumerate(prompts):
@@ -122,6 +124,7 @@ class LM:
             top_p=top_p,
             top_k=top_k,
             stops=[*([HUMAN] if talk else []), *(s for s in stop if s != HUMAN or not talk)],
+            stops_after=stop_after,
             decode=self.tokenizer.decode,
             seeds=seed,
             progress=progress,

@@ -343,7 +343,14 @@ class PPO:
         c = self.config
         with self._timed("sample"), self.models.precision():
             dialogues = [row.dialogue for row in rows]
-            return draw(policy, dialogues, n=c.samples_per_prompt, max_tokens=c.max_new_tokens, seed=seed)
+            return draw(
+                policy,
+                dialogues,
+                n=c.samples_per_prompt,
+                max_tokens=c.max_new_tokens,
+                stop_after=c.stop_after,
+                seed=seed,
+            )
 
     def _score(self, dialogues: list[Dialogue]) -> np.ndarray:
         """Scores of a judge that reads by itself: centred PM scores, or what the reward function says."""

@@ -65,11 +65,13 @@ def kept(
     return n, finish  # type: ignore[return-value]
 
 
-def draw(lm: LM, prompts: Sequence[Dialogue], *, n: int, max_tokens: int, seed: int) -> list[Reply]:
+def draw(
+    lm: LM, prompts: Sequence[Dialogue], *, n: int, max_tokens: int, stop_after: Sequence[str] = (), seed: int
+) -> list[Reply]:
     """``n`` replies to each prompt, by plain sampling at temperature 1, in the order of the prompts."""
-    eos, stops = list(lm.engine.eos_ids), [HUMAN]
+    eos, stops = list(lm.engine.eos_ids), [HUMAN, *stop_after]
     replies = []
-    drawn = lm.sample(prompts, n=n, max_tokens=max_tokens, temperature=1.0, seed=seed)
+    drawn = lm.sample(prompts, n=n, max_tokens=max_tokens, temperature=1.0, stop_after=stop_after, seed=seed)
     for i, (prompt, samples) in enumerate(zip(prompts, drawn, strict=True)):
         prompt_ids = list(lm.encode_prompt(prompt))
         for sample in samples:

@@ -66,10 +66,10 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
-def counting(label: str) -> Callable[[int, int], None]:
+def counting(label: str, start: int = 0) -> Callable[[int, int], None]:
     """For work that counts what is done: ``(done, total)`` → "label: 120 of 720, ETA 1:20" on stderr.
 
-    One line that changes on a terminal, a line every ten seconds elsewhere.
+    One line that changes on a terminal, a line every ten seconds elsewhere. ``start`` was done before, at no time.
     """
     began = said = time.monotonic()
 
@@ -79,7 +79,8 @@ def counting(label: str) -> Callable[[int, int], None]:
         if done < total and now - said < (0.5 if live else SECONDS_BETWEEN_LINES):
             return
         said = now
-        eta = f", ETA {_clock((now - began) / done * (total - done))}" if total / 20 <= done < total else ""
+        new, left = done - start, total - done
+        eta = f", ETA {_clock((now - began) / new * left)}" if left and new >= (total - start) / 20 else ""
         line = f"{label}: {done:,} of {total:,}{eta}"
         end = "\n" if done == total or not live else ""
         print(f"\r\033[K{line}" if live else line, end=end, file=sys.stderr, flush=True)
