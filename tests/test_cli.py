@@ -309,3 +309,8 @@ def test_a_full_disk_is_said(call: Call):
     with open("/dev/full", "w") as full:
         done = subprocess.run([SCRIPT, "elo", "games.jsonl", "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and "disk is full" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_text_that_is_not_utf8_is_said_and_text_that_cannot_be_printed_is_not_blamed_on_the_input():
+    assert "not UTF-8" in cli.explain(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"))
+    assert "not UTF-8" not in cli.explain(UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range"))

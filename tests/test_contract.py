@@ -116,7 +116,7 @@ def check_run(path: Path, verb: str) -> dict[str, Any]:
 def test_every_section_of_the_metrics_page_is_a_command():
     sections = re.findall(r"^## (.+)$", METRICS.read_text(encoding="utf-8"), re.M)
     assert set(sections) <= set(cli.VERBS)
-    assert set(cli.VERBS) - set(sections) == {"chat", "report", "compare"}, "these give no numbers of their own"
+    assert set(cli.VERBS) - set(sections) == {"report", "compare"}, "these give no numbers of their own"
 
 
 def test_a_name_that_nobody_defined_is_found(monkeypatch: pytest.MonkeyPatch):
@@ -341,9 +341,119 @@ def test_chat_answers_and_can_be_kept(call: Call, here: Path, models: Path, monk
     assert code == 0 and out.count("lm:") == 2 and "nothing to take back" in err
     rows = [json.loads(line) for line in (here / "o" / "samples.jsonl").read_text().splitlines()]
     assert [r["prompt"] for r in rows] == ["Hello", "Hello"]
+    assert check_run(here / "o", "chat")["exchanges"]["value"] == 2
+    code, out, err = call("chat", models / "lm", "--max-new-tokens", "4", "--out", "o", *QUICK)
+    assert code == 1 and out == "" and "finished conversation" in err and "--out" in err
+
+
+def test_an_interrupted_chat_has_kept_what_was_said(call: Call, here: Path, models: Path, monkeypatch: Any):
+    talks = [["One", KeyboardInterrupt()], ["Two", ""]]
+
+    def read(prompt: str = "") -> str:
+        line = talks[0].pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    argv = ("chat", models / "lm", "--max-new-tokens", "4", "--out", "o", *QUICK)
+    assert call(*argv)[0] == 130
+    kept = [json.loads(line)["prompt"] for line in (here / "o" / "samples.jsonl").read_text().splitlines()]
+    assert kept == ["One"] and not (here / "o" / "summary.json").exists()
+    talks.pop(0)
+    assert call(*argv)[0] == 0
+    kept = [json.loads(line)["prompt"] for line in (here / "o" / "samples.jsonl").read_text().splitlines()]
+    assert kept == ["One", "Two"]
+
+
+def test_a_chat_with_an_unknown_model_leaves_no_run(call: Call, here: Path):
+    code, out, err = call("chat", "no-such-model", "--out", "o")
+    assert code == 1 and out == "" and "no-such-model" in err and not (here / "o").exists()
+
+
+# ---------------------------------------------------------------- --dry-run
+
+
+DRY = {
+    "demo": ["--fast"],
+    "chat": ["LM"],
+    "sample": ["LM", "prompts.jsonl"],
+    "score": ["LM", "pairs.jsonl"],
+    "data check": ["pairs.jsonl"],
+    "data convert": ["pairs.jsonl", "out.parquet", "--to", "trl"],
+    "pm train": ["--init", "LM", "--data", "pairs.jsonl"],
+    "pm eval": ["PM", "pairs.jsonl"],
+    "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
+    "elo": ["games.jsonl"],
+    "honesty choices": ["LM", "choices.jsonl"],
+    "honesty ptrue": ["LM", "questions.jsonl"],
+    "honesty pik": ["--init", "LM", "--data", "questions.jsonl"],
+    "runs": ["."],
+    "report": ["run"],
+    "compare": ["run", "run"],
+    "doctor": [],
+}
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(verb: str, call: Call, here: Path, models: Path):
+    data_of(verb, here)
+    assert call("elo", "games.jsonl", "--out", "run")[0] == 0
+    before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
+    argv = [{"LM": models / "lm", "PM": models / "pm"}.get(a, a) for a in DRY[verb]]
+    code, out, err = call(*verb.split(), *argv, *QUICK, "--dry-run")
+    assert code == 0 and out.strip(), err
+    code, out, err = call(*verb.split(), *argv, *QUICK, "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["verb"] == verb, err
+    assert json.loads(out)["notes"] or verb in ("runs", "doctor", "data check", "elo")
+    assert {p: p.stat().st_mtime_ns for p in here.rglob("*")} == before
+
+
+def data_of(verb: str, here: Path) -> None:
+    """Files that the arguments in DRY name."""
+    (here / "pairs.jsonl").write_text(lines([{"text": "a"}] if verb == "score" else comparisons(24)))
+    (here / "prompts.jsonl").write_text(lines([{"prompt": f"Is {i} even?"} for i in range(9)]))
+    (here / "games.jsonl").write_text(lines([{"a": "x", "b": "y", "winner": "a", "conversation": 1}]))
+    questions = [{"question": f"{i} + 1?", "answers": [str(i + 1)], "id": f"q{i}"} for i in range(30)]
+    (here / "questions.jsonl").write_text(lines(questions))
+    choices = [{"question": f"{i} + 1?", "choices": [str(i + 1), "x"], "answer": 0} for i in range(9)]
+    (here / "choices.jsonl").write_text(lines(choices))
 
 
 # ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model"])
+@pytest.mark.parametrize("verb", [v for v, argv in DRY.items() if {"LM", "PM"} & set(argv) and v != "chat"])
+def test_an_unknown_model_is_named_and_leaves_no_run(verb: str, name: str, call: Call, here: Path, models: Path):
+    data_of(verb, here)
+    last = [a for a in DRY[verb] if a in ("LM", "PM")][-1]
+    argv = [name if a == last else {"LM": models / "lm", "PM": models / "pm"}.get(a, a) for a in DRY[verb]]
+    code, out, err = call(*verb.split(), *argv, *QUICK)
+    assert code == 1 and out == "" and name in err and "Traceback" not in err
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--learning-rate", "-1", "learning_rate is -1"),
+        ("--warmup-samples", "-1", "warmup_samples is -1"),
+        ("--max-grad-norm", "0", "max_grad_norm is 0"),
+        ("--halve-every", "0", "halve_every is 0"),
+        ("--save-every", "-1", "save_every is -1"),
+        ("--eval-share", "1", "eval_share is 1"),
+        ("--seed", "-1", "seed is -1"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused_before_work(
+    option: str, value: str, said: str, call: Call, here: Path, models: Path
+):
+    (here / "pairs.jsonl").write_text(lines(comparisons(24)))
+    argv = ("pm", "train", "--init", models / "lm", "--data", "pairs.jsonl", option, value, *QUICK)
+    code, out, err = call(*argv)
+    assert code == 1 and out == "" and said in err and "Traceback" not in err
+    assert not (here / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -301,6 +302,40 @@ def test_a_sweep_reuses_what_is_finished_here_and_in_processes() -> None:
         found = sweep(count, configs, workers=workers)
         assert [run.summary()["numbers"]["seed"]["value"] for run in found] == [0, 1, 2]
         assert sorted(Path("calls").read_text().split()) == ["0", "1", "2"]
+
+
+def hang_or_fail(config: Config) -> Run:
+    if config.seed == 0:
+        time.sleep(120)
+    raise ValueError(f"seed {config.seed} fails")
+
+
+def test_an_error_in_one_worker_ends_the_sweep_at_once() -> None:
+    """Catches waiting for the others' work: the first in line hangs, the second fails."""
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="seed 1 fails"):
+        sweep(hang_or_fail, [Config(seed=0), Config(seed=1)], workers=2)
+    assert time.monotonic() - began < 60
+    while multiprocessing.active_children():  # told to end, they need a moment
+        assert time.monotonic() - began < 60
+        time.sleep(0.05)
+
+
+def test_an_empty_option_stands_for_nothing_not_for_the_folder_one_is_in(tmp_path: Path) -> None:
+    """Catches Path("") = ".": the weights in the current folder became part of every run's identity."""
+    before = Run.open("v", Config(init="")).path
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    assert Run.open("v", Config(init="")).path == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_run_is_said_whoever_opens_it(text: str) -> None:
+    path = Run.open("v", Config(out=Path("r"))).path
+    (path / "environment.json").write_text(text)
+    for touch in (lambda: Run.open("v", Config(out=Path("r"))), lambda: Run.load("r")):
+        with pytest.raises(ValueError, match=r"environment\.json is damaged"):
+            touch()
 
 
 def test_workers_of_a_sweep_end_when_their_parent_is_killed(tmp_path: Path) -> None:

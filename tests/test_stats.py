@@ -43,7 +43,7 @@ def test_clustered_mean_bootstrap_equals_the_generic_one_that_copies_rows() -> N
 
 
 def test_se_equals_statsmodels_cluster_robust() -> None:
-    sm = pytest.importorskip("statsmodels.api")
+    sm = pytest.importorskip("statsmodels.api", reason="needs `pip install statsmodels`")
     x, labels = grouped(2)
     ref = sm.OLS(x, np.ones((len(x), 1))).fit(cov_type="cluster", cov_kwds={"groups": labels})
     assert stats.se(x, labels) == pytest.approx(float(ref.bse[0]), rel=1e-9)

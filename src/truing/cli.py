@@ -80,10 +80,16 @@ def main(argv: list[str] | None = None) -> int:
         _say(f"truing: {wrong}")
         return 2
     except Exception as problem:
+        _remove_bare()
         if debug:
             raise
         _say(f"truing: {explain(problem)}")
         return 1
+
+
+def _remove_bare() -> None:
+    if runs := sys.modules.get("truing.runs"):
+        runs.remove_bare()
 
 
 def explain(problem: Exception) -> str:
@@ -103,7 +109,7 @@ def explain(problem: Exception) -> str:
         return f"{problem.filename} is a folder; a file is needed here."
     if isinstance(problem, ModuleNotFoundError) and not (problem.name or "truing").startswith("truing"):
         return f"this needs the package {problem.name!r}, which is not installed: pip install {problem.name}."
-    if isinstance(problem, UnicodeError):
+    if isinstance(problem, UnicodeDecodeError):
         return f"the input is not UTF-8 text ({getattr(problem, 'reason', problem)}). Convert the file to UTF-8."
     text = " ".join(str(a) for a in problem.args) if isinstance(problem, ValueError) else str(problem)
     if isinstance(problem, (ValueError, OSError)) and text.strip():

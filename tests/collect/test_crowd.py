@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from truing.collect.crowd import Crowd, Reply, crowd_with_agreement, gold_gaps
+from truing.collect.crowd import Crowd, Reply, crowd_with_agreement
 from truing.collect.gold import gold
 from truing.configs import PMTrain
 from truing.data.comparisons import training_comparisons
@@ -69,10 +69,6 @@ def test_agreement_out_of_reach_is_refused() -> None:
         crowd_with_agreement([1.0], 0.4)
     with pytest.raises(ValueError, match="No pair"):
         crowd_with_agreement([0.0], 0.7)
-
-
-def test_gaps_pair_the_replies_of_one_prompt_only() -> None:
-    assert len(gold_gaps({"t": PROMPT, "s": THEFT}, {"t": [GOOD, BAD], "s": [REFUSES, COMPLIES]}, "helpful")) == 2
 
 
 def test_row_1_the_reply_a_red_teamer_clicks_ends_up_with_the_lower_pm_score() -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truing.data.files import DataError, file_hash, is_hub_name, read_rows, write_rows
+from truing.data.files import DataError, is_hub_name, read_rows, write_rows
 
 ROWS = [
     {"id": "1", "prompt": 'Hi, "you"\nthere', "answers": ["a", "b"]},
@@ -41,7 +41,7 @@ def test_rows_come_back_from_every_format(tmp_path: Path, name: str) -> None:
 def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         write_rows(tmp_path / name, ROWS)
-    assert file_hash(tmp_path / "a.jsonl.gz") == file_hash(tmp_path / "b.jsonl.gz")
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
 
 
 def test_bom_windows_lines_and_blank_lines_keep_line_numbers(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from truing.data.prompts import (
     hhh_dialogues,
     hhh_prompt,
     load_prompt_rows,
-    load_prompts,
     red_team_prompts,
 )
 from truing.text import from_hh, to_hh
@@ -79,7 +78,7 @@ def test_prompts_of_every_form(tmp_path: Path) -> None:
     loaded = load_prompt_rows(tmp_path / "p.jsonl")
     assert [r.dialogue for r in loaded] == [Dialogue().ask("Hi")] * 6
     assert [r.id for r in loaded[:2]] == ["x", "p:2"]
-    assert load_prompts("red-team") == [p.dialogue for p in red_team_prompts()]
+    assert [r.dialogue for r in load_prompt_rows("red-team")] == [p.dialogue for p in red_team_prompts()]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_prompts_of_every_form(tmp_path: Path) -> None:
 def test_bad_prompts_are_named(tmp_path: Path, row: dict[str, object], words: str) -> None:
     write_rows(tmp_path / "p.jsonl", [{"prompt": "Hi"}, row])
     with pytest.raises(DataError, match=f"p.jsonl, line 2: field 'prompt': .*{words}"):
-        load_prompts(tmp_path / "p.jsonl")
+        load_prompt_rows(tmp_path / "p.jsonl")
 
 
 def test_prompts_of_held_out_conversations_are_dropped_or_refused(
@@ -104,12 +103,12 @@ def test_prompts_of_held_out_conversations_are_dropped_or_refused(
     """Table row 27: no RL prompt comes from a conversation of the PM's held-out split."""
     held = [Comparison(Dialogue().ask("Hi").reply("Yo").ask("And?"), "a", "b")]
     write_rows(tmp_path / "p.jsonl", [{"prompt": "hi "}, {"prompt": "Other"}])
-    assert load_prompts(tmp_path / "p.jsonl", not_in=held) == [Dialogue().ask("Other")]
+    assert [r.dialogue for r in load_prompt_rows(tmp_path / "p.jsonl", not_in=held)] == [Dialogue().ask("Other")]
     assert "1 prompts dropped" in caplog.text
     with pytest.raises(DataError, match="p.jsonl, line 1.*leak"):
-        load_prompts(tmp_path / "p.jsonl", not_in=held, on_overlap="error")
+        load_prompt_rows(tmp_path / "p.jsonl", not_in=held, on_overlap="error")
     with pytest.raises(DataError, match="no prompts are left"):
-        load_prompts(tmp_path / "p.jsonl", not_in=[*held, Dialogue().ask("Other")])
+        load_prompt_rows(tmp_path / "p.jsonl", not_in=[*held, Dialogue().ask("Other")])
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["", "x", "y"])), min_size=6, max_size=30))
@@ -123,6 +122,6 @@ def test_no_training_prompt_shares_a_conversation_with_held_out(
     _, held = split_by_conversation(items, 0.3)
     path = tmp_path_factory.mktemp("p") / "p.jsonl"
     write_rows(path, [{"prompt": p.to_messages()} for p in prompts])
-    kept = load_prompts(path, not_in=held)
+    kept = [row.dialogue for row in load_prompt_rows(path, not_in=held)]
     assert not {conversation_key(p) for p in kept} & {conversation_key(c) for c in held}
     assert len(kept) == len(items) - len(held)

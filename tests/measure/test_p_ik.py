@@ -10,10 +10,10 @@ import pytest
 from truing.configs import PIKTrain
 from truing.data.quiz import question_prompt
 from truing.measure import answers as asking
-from truing.measure.answers import FILE, answer_questions, answers_in_run, show_prompt
+from truing.measure.answers import FILE, answer_questions, answers_in_run
 from truing.measure.p_ik import measure_p_ik, p_ik
 from truing.models.family import byte_tokenizer, new_model
-from truing.models.lm import LM
+from truing.models.lm import LM, show_prompt
 from truing.runs import Run
 from truing.runs.atomic import as_lines, read_rows
 from truing.train.p_ik_numbers import NAMES, choose_threshold

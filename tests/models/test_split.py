@@ -180,5 +180,7 @@ def test_a_folded_temperature_divides_the_logits(kind):
 def test_a_temperature_is_refused_where_the_norm_does_not_scale_the_logits():
     model = make("llama")
     model.lm_head = torch.nn.Sequential(model.lm_head, torch.nn.Tanh())
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
     with pytest.raises(ValueError, match="cannot be built into"):
         split.fold_temperature(model, 0.5)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())

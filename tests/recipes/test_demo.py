@@ -11,15 +11,13 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from test_contract import check_names
 from truing.recipes.demo import STAGES
-from truing.recipes.demo_setup import FAST, FULL, SYSTEM, asked, gaps_of, score_gaps, split_prompts
+from truing.recipes.demo_setup import FAST, FULL, SYSTEM, asked, gaps_of, split_prompts
 from truing.recipes.demo_story import gains, judge_claims
 from truing.stats import Interval
-from truing.types import Comparison, Dialogue
 
 
 @pytest.mark.parametrize("size", [FULL, FAST])
@@ -42,20 +40,6 @@ def test_prompts_carry_the_system_turn() -> None:
 def test_gaps_are_between_replies_to_one_prompt() -> None:
     rows = [{"prompt": p, "gold": g} for p, g in (("a", 1.0), ("a", 3.0), ("b", 10.0))]
     assert gaps_of(rows) == [-2.0]
-
-
-def test_each_dialogue_is_scored_once_for_all_its_pairs() -> None:
-    class ByLength:
-        calls: list[int] = []
-
-        def score(self, dialogues: list[Dialogue]) -> np.ndarray:
-            self.calls.append(len(dialogues))
-            return np.array([float(len(d.last.text)) for d in dialogues])
-
-    ask = Dialogue().ask("Hi")
-    pairs = [Comparison(ask, "aaa", "b"), Comparison(ask, "b", "aaa"), Comparison(ask, "aaa", "cc")]
-    judge = ByLength()
-    assert score_gaps(judge, pairs).tolist() == [2.0, -2.0, 1.0] and judge.calls == [3]  # type: ignore[arg-type]
 
 
 def numbers(gain: float, control: float) -> dict[str, Interval]:

@@ -23,7 +23,6 @@ CALLS: dict[str, Any] = {
     "heat": lambda: figures.matrix_heatmap(["x"], ["y", "z"], [[0.5, None]], [[3, 0]]),
     "histograms": lambda: figures.histogram_pair([0.0, 1.0, 2.0], [1.0, 2.0, 2.0]),
     "lengths": lambda: figures.length_matched([{"label": "1–5", "a": SOME, "b": NONE, "n_a": 4, "n_b": 0}]),
-    "risk": lambda: figures.risk_coverage({"a": ([0.1, 1.0], [0.0, 0.3]), "b": ([0.1, 1.0], [0.2, 0.3])}),
 }
 
 

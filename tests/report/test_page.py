@@ -160,10 +160,10 @@ def test_building_twice_gives_the_same_page(run: Path):
     assert page.build(run).read_bytes() == first
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs a browser: apt-get install chromium")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_shows_it_without_requests_or_sideways_scrolling(run: Path, width: int):
-    sync = pytest.importorskip("playwright.sync_api")
+    sync = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
     page.write_story(run, story())
     path, asked, problems = page.build(run), [], []
     with sync.sync_playwright() as play:

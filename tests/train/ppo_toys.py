@@ -56,3 +56,15 @@ def toy(pm: PreferenceModel | None = None, lm: LM | None = None, reward_fn: Any 
     if pm is None and reward_fn is None:
         pm = toy_pm(lm)
     return PPO(config(**options), lm, rows, rows[:2], pm=pm, reward_fn=reward_fn)
+
+
+def exact_kl(logp: torch.Tensor, logq: torch.Tensor) -> torch.Tensor:
+    """Σ_v p(log p − log q) over the last dimension, in nats. Symbols that p excludes (−inf) count 0."""
+    p = logp.exp()
+    return torch.where(p > 0, p * (logp - logq), 0.0).sum(-1)
+
+
+def entropy(logp: torch.Tensor) -> torch.Tensor:
+    """−Σ_v p log p over the last dimension, in nats."""
+    p = logp.exp()
+    return -torch.where(p > 0, p * logp, 0.0).sum(-1)

@@ -18,7 +18,7 @@ from torch import nn
 from truing.configs import Optim
 from truing.runs import Run
 from truing.train import loop
-from truing.train.loop import Trainable, clip, lr_at, make_optimizer, param_groups, rng, set_lr, train
+from truing.train.loop import Trainable, clip, lr_factor, make_optimizer, param_groups, rng, set_lr, train
 from truing.train.progress import Progress
 
 
@@ -168,7 +168,7 @@ def test_evaluation_at_start_between_and_end_once_each(tmp_path: Path) -> None:
 def test_halving_is_counted_in_samples_whatever_the_batch() -> None:
     config = Config(schedule="halve", learning_rate=0.5)
     for batch in (1, 32, 96, 1000):
-        rates = [lr_at(step * batch, config, 10**6) for step in range(300_000 // batch)]
+        rates = [config.learning_rate * lr_factor(step * batch, config, 10**6) for step in range(300_000 // batch)]
         below = next(step for step, rate in enumerate(rates) if rate < 0.5)
         assert below == math.ceil(100_000 / batch) and rates[below] == 0.25
         assert rates[math.ceil(200_000 / batch)] == 0.125
@@ -177,7 +177,7 @@ def test_halving_is_counted_in_samples_whatever_the_batch() -> None:
 def test_shapes_of_the_schedule() -> None:
     def rates(schedule: str, samples: list[int]) -> list[float]:
         config = Config(schedule=schedule, learning_rate=1.0, warmup_samples=100)  # type: ignore[arg-type]
-        return [round(lr_at(s, config, 1100), 6) for s in samples]
+        return [round(lr_factor(s, config, 1100), 6) for s in samples]
 
     assert rates("constant", [0, 50, 100, 1100]) == [0.0, 0.5, 1.0, 1.0]
     assert rates("linear", [50, 100, 600, 1100, 2000]) == [0.5, 1.0, 0.5, 0.0, 0.0]

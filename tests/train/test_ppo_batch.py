@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ppo_toys import PROMPTS, toy, toy_lm, toy_pm
+from ppo_toys import PROMPTS, entropy, exact_kl, toy, toy_lm, toy_pm
 
 from truing.models import tree
 from truing.train import ppo_models
 from truing.train.ppo_batch import Reply, draw, kept, mask_of, pack_replies
-from truing.train.ppo_math import entropy, exact_kl, policy_loss, value_loss
+from truing.train.ppo_math import policy_loss, value_loss
 from truing.types import Dialogue, Sample
 
 
@@ -182,7 +182,8 @@ def test_measured_numbers_equal_one_reply_at_a_time(frozen: int, vocab: int, mon
 
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_chunked_gradients_equal_plain_autograd(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: division by each chunk's own tokens; the head's part of the gradient lost; value_coef forgotten."""
+    """Planted: division by each chunk's own tokens; the head's part of the gradient lost; value_coef forgotten; k3 of
+    the wrong sign, a clip fraction of one side only."""
     monkeypatch.setattr(ppo_models, "HEAD_CELLS", 259 * 16)
     lm = toy_lm()
     ppo = toy(toy_pm(lm), lm, frozen_layers=frozen, tokens_per_pack=40)
@@ -193,20 +194,27 @@ def test_chunked_gradients_equal_plain_autograd(frozen: int, monkeypatch: pytest
     assert len(groups[0]) > 1
     batch.lp_old += torch.where(batch.mask, 0.3 * torch.randn_like(batch.lp_old), 0.0)  # so that clipping happens
     torch.nn.init.normal_(ppo.models.value.head.weight, std=0.1)
-    for part in groups[0]:
-        ppo.models.backward(part, batch, tokens, clip=0.2, value_coef=0.7)
+    said = [ppo.models.backward(part, batch, tokens, clip=0.2, value_coef=0.7) for part in groups[0]]
     both = torch.nn.ModuleList([ppo.models.policy, ppo.models.value])
     ours = {n: p.grad.clone() for n, p in both.named_parameters() if p.grad is not None}
     assert len(ours) == sum(p.requires_grad for p in both.parameters())
     both.zero_grad()
-    total = torch.tensor(0.0)
+    total, plain = torch.tensor(0.0), dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
     for i, r in enumerate(replies):
         n = len(r.ids)
         lp = one_by_one(ppo.models.policy, r).gather(1, torch.tensor(r.ids)[:, None])[:, 0]
         hidden = tree.body(ppo.models.value.backbone)(torch.tensor([r.prompt_ids + r.ids])).last_hidden_state[0]
         v = (hidden @ ppo.models.value.head.weight[0])[len(r.prompt_ids) - 1 : -1]
-        total = total + policy_loss(lp, batch.lp_old[i, :n], batch.advantages[i, :n], 0.2).sum()
-        total = total + 0.7 * value_loss(v, batch.values[i, :n], batch.returns[i, :n]).sum()
+        policy = policy_loss(lp, batch.lp_old[i, :n], batch.advantages[i, :n], 0.2).sum()
+        value = value_loss(v, batch.values[i, :n], batch.returns[i, :n]).sum()
+        total = total + policy + 0.7 * value
+        ratio = (lp - batch.lp_old[i, :n]).exp().detach()
+        outside, k3 = ((ratio < 0.8) | (ratio > 1.2)).sum(), (ratio - 1 - ratio.log()).sum()
+        for name, number in zip(plain, (policy, value, outside, k3), strict=True):
+            plain[name] += number.item()
+    for name, number in plain.items():
+        assert sum(s[name] for s in said) == pytest.approx(number, rel=1e-3), name
+    assert plain["clip_fraction"] > 0
     (total / tokens).backward()
     for name, p in both.named_parameters():
         if p.requires_grad:

@@ -7,7 +7,7 @@ say carries a worker id and a source that begin with "simulated".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,15 +89,6 @@ def crowd_with_agreement(gaps: Sequence[float], agreement: float, *, workers: in
         return float(np.mean(1 / (1 + np.exp(-np.minimum(sizes / np.exp(log_t), 700.0))))) - agreement
 
     return Crowd(float(np.exp(brentq(excess, -12.0, 12.0))), workers=workers, seed=seed)
-
-
-def gold_gaps(prompts: Mapping[str, Prompt], replies: Mapping[str, Sequence[Reply]], kind: Kind) -> list[float]:
-    """Gold differences of all pairs of replies to the same prompt."""
-    gaps: list[float] = []
-    for key, offered in replies.items():
-        scores = [gold(prompts[key], r.text, kind).score for r in offered]
-        gaps += [x - y for i, x in enumerate(scores) for y in scores[i + 1 :]]
-    return gaps
 
 
 def _words(text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """``truing chat``: one person and one model in a terminal, with a preference model's opinion beside it.
 
-With ``--out`` every exchange is kept at once in ``samples.jsonl`` of a run; the same command goes on after ctrl-C.
+With ``--out`` every exchange is kept at once in ``samples.jsonl`` of a run. After ctrl-C the same command adds to what
+is there, in a conversation that starts anew.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from truing.configs import Chat
 from truing.models.compute import choose
 from truing.models.heads import PreferenceModel
-from truing.models.lm import LM
+from truing.models.lm import LM, show_prompt
 from truing.runs import Run
 from truing.types import Dialogue, Sample, Turn
 
@@ -30,12 +31,12 @@ def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | dict[s
         raise ValueError("--best-of needs a preference model that chooses: name one with --pm.")
     if config.dry_run:
         return {"lines": [f"Would talk with {config.model}."]}
-    run = Run.open("chat", config) if config.out else None
-    if run and run.done:
-        raise ValueError(f"{run.path} holds a finished conversation. Give another --out.")
     compute = choose(config.device, config.dtype, config.threads)
     lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
     pm = PreferenceModel.load(config.pm, device=compute.device, dtype=compute.dtype) if config.pm else None
+    run = Run.open("chat", config) if config.out else None
+    if run and run.done:
+        raise ValueError(f"{run.path} holds a finished conversation. Give another --out.")
     print(HELP, file=sys.stderr)
     start = Dialogue((Turn("system", config.system),)) if config.system else Dialogue()
     said = run.samples() if run else []
@@ -60,6 +61,8 @@ def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | dict[s
                 continue
         else:
             dialogue = dialogue.ask(line)
+        if not said:
+            show_prompt(lm, dialogue)
         reply, score = _reply(lm, pm, dialogue, config, draws)
         draws += 1
         dialogue = dialogue.reply(reply.text)

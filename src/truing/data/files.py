@@ -11,7 +11,6 @@ import contextlib
 import csv
 import difflib
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -350,12 +349,3 @@ def _as_parquet(path: Path, rows: list[dict[str, Any]]) -> bytes:
 
 
 _CONTENT = {".jsonl": _as_jsonl, ".ndjson": _as_jsonl, ".json": _as_json, ".csv": _as_csv, ".parquet": _as_parquet}
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

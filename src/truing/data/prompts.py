@@ -109,16 +109,6 @@ PACKAGED = {"helpful": helpful_prompts, "red-team": red_team_prompts, "benign-se
 """Names under which our own sets can be given in place of a file."""
 
 
-def load_prompts(
-    paths: Paths,
-    *,
-    not_in: Iterable[Comparison | Dialogue] = (),
-    on_overlap: Literal["drop", "error"] = "drop",
-) -> list[Dialogue]:
-    """The dialogues of ``load_prompt_rows``: prompts that wait for a reply."""
-    return [row.dialogue for row in load_prompt_rows(paths, not_in=not_in, on_overlap=on_overlap)]
-
-
 def load_prompt_rows(
     paths: Paths,
     *,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,9 +13,8 @@ from truing.data.quiz import question_prompt
 from truing.models.lm import LM
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import as_lines, read_rows
-from truing.text import pieces
 from truing.train.progress import counting
-from truing.types import Answers, Dialogue, Question
+from truing.types import Answers, Question
 
 FILE = "answers.jsonl"
 CHUNK = 64
@@ -98,14 +95,6 @@ def answers_row(answers: Answers) -> dict[str, Any]:
     """The row of ``answers.jsonl``."""
     q = answers.question
     return {"id": q.id, "task": q.task, "question": q.question, "samples": answers.samples, "rate": answers.rate}
-
-
-def show_prompt(lm: LM, prompt: str | Dialogue, name: str = "First prompt") -> str:
-    """Print a prompt as the model reads it, and its hash, on stderr; returns the hash (16 hex digits of sha256)."""
-    text = "".join(pieces(prompt, lm.tokenizer, lm.format)) if isinstance(prompt, Dialogue) else prompt
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    print(f"{name} (sha256 {digest}):\n{text}", file=sys.stderr)
-    return digest
 
 
 def expected_tokens(

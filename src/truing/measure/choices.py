@@ -14,7 +14,6 @@ from truing.configs import Choices
 from truing.data.asking import PromptFormat, Solved, few_shot, lettered, letters, pick_shots, question_key
 from truing.data.files import DataError, write_rows
 from truing.data.questions import load_questions
-from truing.measure.answers import show_prompt
 from truing.measure.labels import (
     as_text,
     expected_tokens,
@@ -26,7 +25,7 @@ from truing.measure.labels import (
     renormalised,
     warn_of_mass,
 )
-from truing.models.lm import LM
+from truing.models.lm import LM, show_prompt
 from truing.runs import Run
 from truing.stats import Interval, Reliability
 from truing.types import Dialogue, Question

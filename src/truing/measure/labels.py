@@ -15,6 +15,7 @@ from truing.models.lm import LM
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import as_lines, read_rows
 from truing.stats import Interval
+from truing.train.progress import counting
 from truing.types import Dialogue
 
 Item = TypeVar("Item")

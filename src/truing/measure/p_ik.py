@@ -14,9 +14,9 @@ from typing import Any
 from truing.configs import PIKTrain
 from truing.data.questions import load_questions
 from truing.data.quiz import question_prompt
-from truing.measure.answers import answer_questions, answers_in_run, expected_tokens, show_prompt
+from truing.measure.answers import answer_questions, answers_in_run, expected_tokens
 from truing.models.compute import choose
-from truing.models.lm import LM
+from truing.models.lm import LM, show_prompt
 from truing.runs import Run
 from truing.train.p_ik import VERB, check, train_p_ik
 from truing.train.p_ik_numbers import NAMES, measure_p_ik

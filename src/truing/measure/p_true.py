@@ -21,7 +21,7 @@ from truing.data.asking import worked_examples as worked_six
 from truing.data.files import DataError, write_rows
 from truing.data.grade import grade
 from truing.data.questions import load_questions
-from truing.measure.answers import graded, show_prompt
+from truing.measure.answers import graded
 from truing.measure.labels import (
     as_text,
     expected_tokens,
@@ -33,7 +33,7 @@ from truing.measure.labels import (
     renormalised,
     warn_of_mass,
 )
-from truing.models.lm import LM
+from truing.models.lm import LM, show_prompt
 from truing.runs import Run
 from truing.stats import Interval, Reliability
 from truing.types import Answers, Dialogue, Question

@@ -5,7 +5,6 @@ Rows go to ``rows.jsonl`` in the run, whole or not at all; the command line prin
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from truing.configs import Sampling, Scoring
 from truing.data.comparisons import prompt_of, read_pair
 from truing.data.files import DataError, Row, read_rows
 from truing.models.heads import PreferenceModel
-from truing.models.lm import LM
-from truing.models.load import find_model
+from truing.models.lm import LM, show_prompt
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import as_lines
 from truing.train.progress import counting
@@ -193,15 +191,13 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
         return {
             "lines": [f"{len(prompts):,} prompts, {most:,} replies, at most {most * config.max_new_tokens:,} tokens."]
         }
-    for name in filter(None, (config.model, config.pm)):
-        find_model(name)  # a name that nothing has must not leave a run behind
     slug = f"{Path(config.file).stem}-{Path(config.model).name}"
     run = Run.open("sample", config, data_files=[config.file], slug=slug)
     if run.done:
         return run
     compute = run.compute(config)
     lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
-    say_first_prompt(lm, prompts[0])
+    show_prompt(lm, prompts[0])
     drawn = lm.sample(
         prompts,
         n=config.n,
@@ -242,14 +238,6 @@ def _prompt(row: Mapping[str, Any], file: object, line: int) -> Dialogue:
             file, "does not end in a human turn, so there is nothing to reply to", line=line, field="prompt"
         )
     return prompt
-
-
-def say_first_prompt(lm: LM, prompt: Dialogue) -> None:
-    """Say on stderr what a model really reads: the first rendered prompt and its hash."""
-    from hashlib import sha256
-
-    text = lm.tokenizer.decode(lm.encode_prompt(prompt))
-    print(f"First prompt ({sha256(text.encode()).hexdigest()[:12]}):\n{text}", file=sys.stderr)
 
 
 def _scores(config: Sampling, compute: Any, prompts: Iterable[Dialogue], drawn: Iterable[Sequence[Any]]) -> Any:

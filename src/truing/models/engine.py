@@ -107,9 +107,10 @@ class Engine:
         """``n`` replies to each prompt.
 
         A reply ends at an eos id or where its text completes a stop string (finish ``stop``; text is cut before one of
-        ``stops``, after one of ``stops_after``; ``token_ids`` keep it), or after ``max_tokens``, or at the end of the model's window (``length``).
-        ``temperature`` 0 takes the likeliest token. ``top_k`` keeps the k likeliest tokens (ties too; 0: all), then
-        ``top_p`` the fewest of these whose probability reaches p. Log-probabilities are at temperature 1, untruncated.
+        ``stops``, after one of ``stops_after``; ``token_ids`` keep it), or after ``max_tokens``, or at the end of the
+        model's window (``length``). ``temperature`` 0 takes the likeliest token. ``top_k`` keeps the k likeliest tokens
+        (ties too; 0: all), then ``top_p`` the fewest of these whose probability reaches p. Log-probabilities are at
+        temperature 1, untruncated.
 
         ``seeds``: one per reply, or one number for the call, from which every reply gets its own (`Sample.seed`;
         the first reply to a prompt keeps the number itself, equal prompts count on). A reply asked for again with

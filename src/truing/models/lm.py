@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from truing.models import tree
 from truing.models.engine import Engine
 from truing.models.load import load_model, quiet, whole_folder
-from truing.text import HUMAN, Format, encode, format_of, split_context
+from truing.text import HUMAN, Format, encode, format_of, pieces, split_context
 from truing.types import Dialogue, Sample
 
 
@@ -106,8 +108,8 @@ class LM:
 
         A reply to a dialogue also stops where the model writes the human's next turn; the space that HH text has
         before a reply is not part of ``Sample.text``. Text is cut before the first of ``stop`` and after the first of
-        ``stop_after`` (vLLM calls that include_stop_str_in_output). ``seed`` as in `Engine.sample`. Raises ValueError if a dialogue
-        does not wait for a reply.
+        ``stop_after`` (vLLM calls that include_stop_str_in_output). ``seed`` as in `Engine.sample`. Raises ValueError
+        if a dialogue does not wait for a reply.
         """
         for i, prompt in enumerate(prompts):
             if isinstance(prompt, Dialogue) and not prompt.is_prompt:
@@ -164,6 +166,14 @@ class LM:
         with whole_folder(Path(folder)) as work, quiet():
             tree.unwrap(self.model).save_pretrained(work)
             self.tokenizer.save_pretrained(work)
+
+
+def show_prompt(lm: LM, prompt: str | Dialogue, name: str = "First prompt") -> str:
+    """Print a prompt as the model reads it, and its hash, on stderr; returns the hash (16 hex digits of sha256)."""
+    text = "".join(pieces(prompt, lm.tokenizer, lm.format)) if isinstance(prompt, Dialogue) else prompt
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    print(f"{name} (sha256 {digest}):\n{text}", file=sys.stderr)
+    return digest
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -128,16 +128,21 @@ def fold_temperature(model: Any, temperature: float) -> None:
     """Build a sampling temperature into the weights: from now on the logits are what they were over ``temperature``.
 
     The final norm's weight (and bias) take the factor, so that the model is a plain one that is sampled at 1.
-    Raises ValueError for a temperature that is not above 0, or where the final norm does not scale the logits.
+    Raises ValueError for a temperature that is not above 0, or where the final norm does not scale the logits; the
+    model is then as before.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; expected a number above 0.")
     ids = torch.tensor([[0, 1]], device=next(model.parameters()).device)
     before = model(input_ids=ids, use_cache=False).logits.float()
-    for weight in getattr(body(model), _names(model)[1]).parameters():
+    weights = list(getattr(body(model), _names(model)[1]).parameters())
+    given = [weight.clone() for weight in weights]
+    for weight in weights:
         weight.div_(temperature)
     after = model(input_ids=ids, use_cache=False).logits.float()
     if not torch.allclose(after * temperature, before, rtol=1e-3, atol=1e-3):
+        for weight, old in zip(weights, given, strict=True):
+            weight.copy_(old)
         raise ValueError(f"A temperature cannot be built into a {unwrap(model).config.model_type} model's final norm.")
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from truing import stats
 from truing.collect.crowd import Crowd, Reply, crowd_with_agreement
 from truing.collect.gold import harmfulness
 from truing.configs import Demo, PMTrain, PPOTrain
@@ -45,7 +44,6 @@ from truing.recipes.demo_setup import (
     judged,
     load_json,
     load_lines,
-    score_gaps,
     split_prompts,
     write_comparisons,
     write_prompts,
@@ -54,7 +52,7 @@ from truing.runs import Run, atomic_write, sweep
 from truing.text import to_hh
 from truing.train.pm import train_pm
 from truing.train.ppo import train_ppo
-from truing.types import Attempt, Comparison, Dialogue
+from truing.types import Attempt, Dialogue
 
 STAGES = {
     "people": ("Sampling replies and asking the simulated people", 15),
@@ -97,6 +95,18 @@ class Lab:
     def pm(self, name: str) -> PreferenceModel:
         """A preference model trained in this run."""
         return PreferenceModel.load(self.path / name, device=self.lm.model.device)
+
+    def scores(self, pm: str, replies: str) -> dict[Dialogue, float]:
+        """What a preference model says of a file's replies; read once, then kept in the run."""
+        asked_for = [self.dialogue(row) for row in load_lines(self.path / f"replies_{replies}.jsonl")]
+        kept = self.path / f"scores_{pm}_{replies}.json"
+        if not kept.exists():
+            atomic_write(kept, json.dumps(self.pm(pm).score(asked_for).tolist()))
+        return dict(zip(asked_for, load_json(kept), strict=True))
+
+    def dialogue(self, row: Mapping[str, Any]) -> Dialogue:
+        """The prompt and the reply of a row, as a dialogue."""
+        return asked(self.parts.prompt(row["prompt"]), row["system"]).reply(row["text"])
 
 
 def demo(config: Demo) -> Run | dict[str, Any]:
@@ -274,21 +284,7 @@ def second_round(lab: Lab) -> None:
     rows = load_lines(lab.path / "replies_rlhf.jsonl")
     fresh = judged(lab.crowd(), lab.parts, rows, "helpful", "held-out-2")
     write_comparisons(lab.path / "held_out_2.jsonl", fresh)
-    write_rows(lab.path / "rounds.jsonl", _tranches(lab, fresh))
-
-
-def _tranches(lab: Lab, fresh: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Accuracy of both preference models on held-out choices between base replies and between the policy's."""
-    rows = []
-    sets = {"base": load_comparisons([str(lab.path / "held_out.jsonl")]), "rlhf": list(fresh)}
-    for name in ("pm-1", "pm-2"):
-        pm = lab.pm(name)
-        for tranche, pairs in sets.items():
-            clear = [c for c in pairs if c.strength != 1]
-            right = (np.sign(score_gaps(pm, clear)) + 1) / 2
-            found = stats.mean_interval(right, [to_hh(c.prompt) for c in clear], unit="share", seed=lab.config.seed)
-            rows.append({"pm": name, "tranche": tranche, **found.as_dict()})
-    return rows
+    write_rows(lab.path / "rounds.jsonl", demo_story.tranches(lab, fresh))
 
 
 # (e) Elo
@@ -298,7 +294,8 @@ def rate_arms(lab: Lab) -> None:
     """Best-of-4 by the PM, then every pair of arms judged by the simulated people on the held-out prompts."""
     arms = {name: load_lines(lab.path / f"replies_{name}.jsonl") for name in ("held_out", "rlhf", "control")}
     arms["base"] = arms.pop("held_out")
-    scores = lab.pm("pm-1").score([_dialogue(lab, row) for row in arms["base"]])
+    by_pm = lab.scores("pm-1", "held_out")
+    scores = [by_pm[lab.dialogue(row)] for row in arms["base"]]
     n = lab.size.eval_replies
     arms["best-of-4"] = []
     for start in range(0, len(scores), n):
@@ -321,10 +318,6 @@ def rate_arms(lab: Lab) -> None:
     write_rows(lab.path / "games.jsonl", games)
 
 
-def _dialogue(lab: Lab, row: dict[str, Any]) -> Dialogue:
-    return asked(lab.parts.prompt(row["prompt"]), row["system"]).reply(row["text"])
-
-
 # (f) red team
 
 
@@ -338,7 +331,7 @@ def red_team(lab: Lab) -> None:
         return draw_replies(lm, lab.parts.attacks, arm, system=system, **options)
 
     careful = attack(lab.lm, "prompted", 4, CAREFUL)
-    scores = pm.score([_dialogue(lab, row) for row in careful])
+    scores = pm.score([lab.dialogue(row) for row in careful])
     best = [careful[i + int(np.argmax(scores[i : i + 4]))] for i in range(0, len(careful), 4)]
     rows = [
         *attack(lab.lm, "plain", 2, ""),
@@ -346,10 +339,10 @@ def red_team(lab: Lab) -> None:
         *[{**row, "arm": "rejection sampling"} for row in best],
         *attack(policy, "rlhf", 2, CAREFUL),
     ]
-    scores = pm.score([_dialogue(lab, row) for row in rows])
+    scores = pm.score([lab.dialogue(row) for row in rows])
     attempts = [
         Attempt(
-            transcript=to_hh(_dialogue(lab, row)),
+            transcript=to_hh(lab.dialogue(row)),
             rating=harmfulness(lab.parts.prompt(row["prompt"]), row["text"]),
             task_description=lab.parts.prompt(row["prompt"]).text,
             min_harmlessness_score_transcript=float(score),

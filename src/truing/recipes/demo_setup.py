@@ -9,14 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from truing.collect.crowd import Crowd, Reply
 from truing.collect.gold import gold
 from truing.data.comparisons import comparison_to_row
 from truing.data.files import read_rows, write_rows
 from truing.data.prompts import Prompt, helpful_prompts, red_team_prompts
-from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.models.split import fold_temperature
 from truing.train.progress import counting
@@ -172,14 +169,6 @@ def judged(crowd: Crowd, parts: Parts, rows: Sequence[Mapping[str, Any]], kind: 
             for c in crowd.all_pairs(prompt, replies, kind, f"{tag}-{reader}/{key}"):
                 made.append(replace(c, prompt=asked(prompt, offered[0]["system"])))
     return made
-
-
-def score_gaps(pm: PreferenceModel, comparisons: Sequence[Comparison]) -> np.ndarray:
-    """Scores of the chosen minus the rejected replies [N]; each dialogue is read once, however many pairs it is in."""
-    pairs = [(c.chosen_dialogue, c.rejected_dialogue) for c in comparisons]
-    distinct = list(dict.fromkeys(d for pair in pairs for d in pair))
-    scores = dict(zip(distinct, pm.score(distinct), strict=True))
-    return np.array([scores[chosen] - scores[rejected] for chosen, rejected in pairs])
 
 
 def gaps_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:

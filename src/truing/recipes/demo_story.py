@@ -12,8 +12,9 @@ from truing import stats
 from truing.data.comparisons import load_comparisons
 from truing.measure.elo import read_games
 from truing.measure.matched import by_length, exceeds, gain, matched_gain
+from truing.measure.preference import Scorer, evaluate_pm
 from truing.measure.redteam import grid
-from truing.recipes.demo_setup import load_json, load_lines, score_gaps
+from truing.recipes.demo_setup import load_json, load_lines
 from truing.recipes.demo_text import page
 from truing.report import figures
 from truing.runs.atomic import read_rows
@@ -67,7 +68,7 @@ def preference_numbers(lab: Lab) -> dict[str, Any]:
     ceiling = [(np.sign(felt(c, c.chosen) - felt(c, c.rejected)) + 1) / 2 for c in pairs]
     clusters = [to_hh(c.prompt) for c in pairs]
     out["pm/ceiling"] = stats.mean_interval(ceiling, clusters, unit="share", seed=lab.config.seed)
-    right = (np.sign(score_gaps(lab.pm("pm-1"), pairs)) + 1) / 2
+    right = column(evaluate_pm(judge(lab, "pm-1", "held_out"), pairs).rows, "accuracy")
     longer = np.array([float(len(c.chosen) > len(c.rejected)) for c in pairs])
     shorter = np.array([float(len(c.chosen) < len(c.rejected)) for c in pairs])
     for name, baseline in (("longer", longer), ("shorter", shorter), ("chance", np.full(len(pairs), 0.5))):
@@ -75,6 +76,24 @@ def preference_numbers(lab: Lab) -> dict[str, Any]:
             right, baseline, clusters, unit="share", seed=lab.config.seed
         )
     return out
+
+
+def judge(lab: Lab, pm: str, replies: str) -> Scorer:
+    """A preference model's scores of a file's replies, as a scoring function."""
+    scores = lab.scores(pm, replies)
+    return lambda dialogues: np.array([scores[d] for d in dialogues])
+
+
+def tranches(lab: Lab, fresh: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Accuracy of both preference models on held-out choices between base replies and between the policy's."""
+    rows = []
+    sets = {"base": ("held_out", load_comparisons([str(lab.path / "held_out.jsonl")])), "rlhf": ("rlhf", fresh)}
+    for pm in ("pm-1", "pm-2"):
+        for tranche, (replies, pairs) in sets.items():
+            clear = [c for c in pairs if c.strength != 1]
+            found = evaluate_pm(judge(lab, pm, replies), clear, seed=lab.config.seed).numbers["accuracy"]
+            rows.append({"pm": pm, "tranche": tranche, **found.as_dict()})
+    return rows
 
 
 def gold_numbers(arms: Mapping[str, Rows], seed: int) -> dict[str, Any]:

@@ -355,16 +355,3 @@ def length_matched(
     axes.grid(axis="x", visible=False)
     _legend(figure, axes)
     return figure
-
-
-@_styled
-def risk_coverage(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Share wrong among the answers kept, against the share kept: ``{name: (coverage, risk)}``."""
-    figure, axes = _one()
-    for i, (label, (coverage, risk)) in enumerate(series.items()):
-        axes.plot(coverage, risk, color=COLOURS[i % len(COLOURS)], label=label, ls=("-", "--", "-.", ":")[i % 4])
-    axes.set(xlabel="share of questions answered", ylabel="share wrong among them", xlim=(0, 1), ylim=(0, None))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend(figure, axes)
-    return figure

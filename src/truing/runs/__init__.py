@@ -6,6 +6,6 @@ A run folder holds ``config.yaml``, ``environment.json``, ``metrics.jsonl``, ``s
 
 from truing.runs.atomic import atomic_folder, atomic_write
 from truing.runs.facts import OUTPUT_ONLY, config_dict
-from truing.runs.run import ROOT, Run, sweep
+from truing.runs.run import ROOT, Run, remove_bare, sweep
 
-__all__ = ["OUTPUT_ONLY", "ROOT", "Run", "atomic_folder", "atomic_write", "config_dict", "sweep"]
+__all__ = ["OUTPUT_ONLY", "ROOT", "Run", "atomic_folder", "atomic_write", "config_dict", "remove_bare", "sweep"]

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+ROOT = Path("runs")
+"""Where runs lie that were given no folder."""
 OUTPUT_ONLY = ("out", "json", "debug", "report_to", "max_time", "dry_run", "save_every", "resume_from_checkpoint")
 _PACKAGES = ("truing", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy")
 
@@ -64,7 +66,7 @@ def _weights(folder: Path) -> str:
 
 def _folder_identity(name: str) -> str | None:
     """What a folder holds: a finished run its hash, another run or a model its weights; None if it is neither."""
-    for path in (Path(name).expanduser(), Path("runs") / name):
+    for path in (Path(name).expanduser(), ROOT / name) if name else ():
         if (path / "environment.json").is_file() and (path / "summary.json").is_file():
             return f"run:{json.loads((path / 'environment.json').read_text())['hash']}"
         found = _weights(path / "model") or _weights(path)

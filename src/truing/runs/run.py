@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from truing.runs.atomic import as_json, as_lines, atomic_write, explained, finite, number_row, read_rows
-from truing.runs.facts import config_dict, digest_of, hash_data, identity_of, surroundings, versions, without_home
+from truing.runs.facts import ROOT, config_dict, digest_of, hash_data, identity_of, surroundings, versions, without_home
 
 if TYPE_CHECKING:
     from truing.models.compute import Compute
 
-ROOT = Path("runs")
+_MADE: set[Path] = set()  # folders of runs that this process began
 _LOCKS: dict[Path, tuple[int, int]] = {}  # folder -> (pid, file descriptor)
 
 
@@ -61,6 +62,8 @@ class Run:
         out = getattr(config, "out", None)
         path = Path(out) if out else ROOT / _name(verb, slug, digest)
         _refuse_foreign(path, verb, identity)
+        if not path.exists():
+            _MADE.add(path.absolute())
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "summary.json").exists():
             _lock(path)
@@ -72,7 +75,7 @@ class Run:
         if not (path / "config.yaml").exists():
             text = yaml.safe_dump(config_dict(config), sort_keys=False, allow_unicode=True)
             atomic_write(path / "config.yaml", text)
-        run = cls(path, verb, json.loads((path / "environment.json").read_text()))
+        run = cls(path, verb, _environment(path))
         run._say_if_versions_differ()
         return run
 
@@ -93,11 +96,8 @@ class Run:
             if len(found) > 1:
                 raise ValueError(f"{name} may be any of {', '.join(p.name for p in found)}. Give more of the name.")
             path = found[0]
-        try:
-            environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
-            return cls(path, environment["verb"], environment)
-        except (ValueError, KeyError, TypeError) as problem:
-            raise ValueError(f"{path / 'environment.json'} is damaged ({problem}): this folder is no run.") from None
+        environment = _environment(path)
+        return cls(path, environment["verb"], environment)
 
     @property
     def name(self) -> str:
@@ -218,15 +218,18 @@ def sweep(fn: Callable[[Any], Run], configs: Sequence[Any], workers: int = 1) ->
     if workers <= 1:
         return [fn(config) for config in configs]
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import ProcessPoolExecutor, as_completed
 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)) as pool:
+        others = multiprocessing.active_children()
         waiting = [pool.submit(_path_of, fn, config) for config in configs]
         try:
+            for future in as_completed(waiting):
+                future.result()  # the first error ends the sweep, whichever run has it
             return [Run.load(future.result()) for future in waiting]
         except BaseException:
-            for worker in list((pool._processes or {}).values()):
+            for worker in set(multiprocessing.active_children()) - set(others):
                 worker.terminate()  # else the interpreter waits for their work to end
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -252,23 +255,39 @@ def _name(verb: str, slug: str, digest: str) -> str:
     return "-".join(part for part in (verb.replace(" ", "-"), slug, digest[:8]) if part)
 
 
+def remove_bare() -> None:
+    """Remove the runs that this process began and that hold no work: an unknown model must not leave a run behind."""
+    for path in _MADE:
+        if path.is_dir() and {p.name for p in path.iterdir()} <= {"config.yaml", "environment.json", "lock"}:
+            shutil.rmtree(path)
+            if path.parent == ROOT.absolute():
+                with contextlib.suppress(OSError):  # it holds other runs
+                    path.parent.rmdir()
+    _MADE.clear()
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    try:
+        environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+        environment["verb"]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"{path / 'environment.json'} is damaged ({problem}): this folder is no run.") from None
+    return environment
+
+
 def _refuse_foreign(path: Path, verb: str, identity: dict[str, Any]) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; a run needs a folder of its own. Give another --out.")
-    facts = path / "environment.json"
-    if not facts.exists():
-        there = (
-            sorted(p.name for p in path.iterdir() if not p.name.startswith(".") and p.name != "lock")
-            if path.exists()
-            else []
-        )
+    if not (path / "environment.json").exists():
+        every = sorted(p.name for p in path.iterdir()) if path.exists() else []
+        there = [name for name in every if not name.startswith(".") and name != "lock"]
         if there:
             some = ", ".join(there[:5]) + (" …" if len(there) > 5 else "")
             raise ValueError(f"{path} holds {some} but is no run's folder. Give another --out, new or empty.")
         return
-    held = json.loads(facts.read_text())
-    if held.get("verb") != verb:
-        raise ValueError(f"{path} holds a run of '{held.get('verb')}', not of '{verb}'. Give another --out.")
+    held = _environment(path)
+    if held["verb"] != verb:
+        raise ValueError(f"{path} holds a run of '{held['verb']}', not of '{verb}'. Give another --out.")
     old = held.get("options", {})
     nothing = object()
     keys = sorted({*old, *identity})

@@ -120,11 +120,6 @@ def check_optim(config: Optim) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}; expected a number above 0.")
 
 
-def lr_at(samples_seen: int, config: Optim, total_samples: int) -> float:
-    """Learning rate of the body for a step before which ``samples_seen`` samples were seen."""
-    return config.learning_rate * lr_factor(samples_seen, config, total_samples)
-
-
 def set_lr(optimizer: torch.optim.Optimizer, samples_seen: int, config: Optim, total_samples: int) -> float:
     """Set every group's rate to its own peak times the schedule; returns the body's rate."""
     factor = lr_factor(samples_seen, config, total_samples)

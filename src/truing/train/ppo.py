@@ -24,7 +24,7 @@ from torch import Tensor
 from truing.configs import PPOTrain
 from truing.data.prompts import PromptRow
 from truing.models.heads import PreferenceModel
-from truing.models.lm import LM
+from truing.models.lm import LM, show_prompt
 from truing.runs import Run
 from truing.stats import Interval
 from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, rng, set_lr, train
@@ -43,7 +43,6 @@ from truing.train.ppo_math import (
     gae,
     kl_estimates,
     place_rewards,
-    ppo_losses,
     whiten,
 )
 from truing.train.ppo_models import build_models, weights_hash
@@ -51,7 +50,7 @@ from truing.train.ppo_setup import check, data_hash, expected, prompt_rows, shor
 from truing.types import Dialogue
 
 __all__ = [
-    "PPO", "explained_variance", "gae", "kl_estimates", "place_rewards", "policy_accuracy", "ppo_losses", "train_ppo",
+    "PPO", "explained_variance", "gae", "kl_estimates", "place_rewards", "policy_accuracy", "train_ppo",
     "whiten",
 ]  # fmt: skip
 
@@ -99,6 +98,7 @@ def train_ppo(
         pm = PreferenceModel.load(config.pm, **where)
     tests = {Path(name).name: PreferenceModel.load(name, **where) for name in config.test_pm} | (test_pms or {})
     ppo = PPO(config, lm, rows, held_out, pm=pm, reward_fn=reward_fn, test_pms=tests)
+    show_prompt(lm, ppo.prompts[0].dialogue)
     ppo.models.autocast = None if compute.dtype == torch.float32 else compute.dtype
     ending = train(
         run,

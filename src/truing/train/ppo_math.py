@@ -56,11 +56,6 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, ((x - mean) / (sd + 1e-8)).to(x.dtype), 0.0)
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over masked cells (0 if there are none); what stands elsewhere may be anything, NaN too."""
-    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
-
-
 def policy_loss(lp_new: Tensor, lp_old: Tensor, advantages: Tensor, clip: float) -> Tensor:
     """−min(ratio·A, clip(ratio, 1 ± ε)·A) of each token (Schulman et al., 1707.06347, eq. 7), any shape."""
     ratio = torch.exp(lp_new - lp_old)
@@ -73,45 +68,6 @@ def value_loss(values: Tensor, values_old: Tensor, returns: Tensor, clip: float 
     if clip is not None:
         loss = torch.maximum(loss, (values_old + (values - values_old).clamp(-clip, clip) - returns) ** 2)
     return 0.5 * loss
-
-
-class Losses(NamedTuple):
-    """Means over reply tokens, as scalars with gradients where there are any."""
-
-    policy: Tensor
-    value: Tensor
-    clip_fraction: Tensor
-    approx_kl: Tensor
-    max_ratio_deviation: Tensor
-
-
-def ppo_losses(
-    lp_new: Tensor,
-    lp_old: Tensor,
-    advantages: Tensor,
-    values: Tensor,
-    values_old: Tensor,
-    returns: Tensor,
-    mask: Tensor,
-    *,
-    clip: float = 0.2,
-    value_clip: float | None = None,
-) -> Losses:
-    """Both PPO losses over the masked cells and what is logged beside them.
-
-    ``clip_fraction`` is the share of tokens whose ratio left 1 ± ε, ``approx_kl`` the k3 estimate of
-    KL(π_old‖π_new) per token.
-    """
-    lp_new, lp_old = torch.where(mask, lp_new, 0.0), torch.where(mask, lp_old, 0.0)
-    log_ratio = (lp_new - lp_old).detach()
-    deviation = (log_ratio.exp() - 1).abs()
-    return Losses(
-        masked_mean(policy_loss(lp_new, lp_old, advantages, clip), mask),
-        masked_mean(value_loss(values, values_old, returns, value_clip), mask),
-        masked_mean((deviation > clip).float(), mask),
-        masked_mean(log_ratio.exp() - 1 - log_ratio, mask),
-        torch.where(mask, deviation, 0.0).max(),
-    )
 
 
 class KLEstimates(NamedTuple):
@@ -129,18 +85,6 @@ def kl_estimates(lp: Tensor, lp_ref: Tensor, mask: Tensor) -> KLEstimates:
     """
     x = torch.where(mask, lp - lp_ref, 0.0)
     return KLEstimates(x.sum(1), (0.5 * x * x).sum(1), (torch.exp(-x) - 1 + x).sum(1))
-
-
-def exact_kl(logp: Tensor, logq: Tensor) -> Tensor:
-    """Σ_v p(log p − log q) over the last dimension, in nats. Symbols that p excludes (−inf) count 0."""
-    p = logp.exp()
-    return torch.where(p > 0, p * (logp - logq), 0.0).sum(-1)
-
-
-def entropy(logp: Tensor) -> Tensor:
-    """−Σ_v p log p over the last dimension, in nats."""
-    p = logp.exp()
-    return -torch.where(p > 0, p * logp, 0.0).sum(-1)
 
 
 class TokenFacts(NamedTuple):
