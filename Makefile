@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv (Python 3.11 or newer and a package index are enough) and then works;
-# a second call takes seconds. Variables: PYTHON=python3.12, TORCH_INDEX=<index with torch without CUDA>, FAST=1, SEED=1.
+# a second call takes seconds. Variables: PYTHON=python3.12, TORCH_INDEX=<index with torch without CUDA>, FAST=1, SEED=1, ARGS="--seed 2" (of make demo).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +20,7 @@ help:
 	@echo "make check      style and types"
 
 demo: $(VENV)/.ready
-	$(BIN)/truing demo $(if $(FAST),--fast)
+	$(BIN)/truing demo $(if $(FAST),--fast) $(ARGS)
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from truing import cli
+from truing.measure import score as scoring
 from truing.models import family
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
@@ -206,6 +207,57 @@ def test_best_of_n_keeps_the_one_the_preference_model_likes(call: Call, here: Pa
     check_run(here / "best", "sample")
     code, _, err = call("sample", models / "lm", "p.jsonl", "--best")
     assert code == 1 and "--pm" in err
+
+
+@pytest.mark.parametrize("verb", ["score", "score pm", "sample"])
+def test_a_killed_job_computes_only_the_rest(verb: str, call: Call, here: Path, models: Path, monkeypatch: Any):
+    """Catches rows computed twice, chunks that change what is drawn, and rows of a chunk that a kill cut short."""
+    monkeypatch.setattr(scoring, "CHUNK", 4)
+    (here / "t.jsonl").write_text(lines([{"text": f"text {i % 6}"} for i in range(10)]))
+    (here / "c.jsonl").write_text(lines(comparisons(10)))
+    (here / "p.jsonl").write_text(lines([{"id": f"p{i}", "prompt": f"Say {i % 3}."} for i in range(5)]))
+    argv = {
+        "score": ("score", models / "lm", "t.jsonl"),
+        "score pm": ("score", models / "pm", "c.jsonl"),
+        "sample": ("sample", models / "lm", "p.jsonl", "--n", "2", "--max-new-tokens", "4", "--pm", models / "pm"),
+    }[verb]
+    monkeypatch.setattr(scoring, "CHUNK", 1000)
+    whole = parsed(call(*argv, *QUICK, "--out", "whole"))
+    monkeypatch.setattr(scoring, "CHUNK", 4)
+    chunks, plain = [], scoring.in_chunks
+
+    def dying(run: Any, file: str, items: Any, work: Any, **options: Any) -> Any:
+        def once(chunk: Any, place: int) -> Any:
+            if len(chunks) == 1:
+                with open(run.path / file, "a") as kept:
+                    kept.write('{"half": ')
+                chunks.append(place)
+                raise KeyboardInterrupt
+            chunks.append(place)
+            return work(chunk, place)
+
+        return plain(run, file, items, once, **options)
+
+    monkeypatch.setattr(scoring, "in_chunks", dying)
+    assert call(*argv, *QUICK, "--out", "o")[0] == 130
+    assert not (here / "o" / "rows.jsonl").exists()
+    found = parsed(call(*argv, *QUICK, "--out", "o"))
+    first = 2 if verb == "sample" else 4
+    assert chunks == list(range(0, first, first)) + [first] + list(range(first, len(whole), first))
+    assert {p.name for p in (here / "o").iterdir()} == {p.name for p in (here / "whole").iterdir()}
+    for one, other in zip(found, whole, strict=True):
+        assert json.loads(json.dumps(one), parse_float=lambda x: round(float(x), 4)) == json.loads(
+            json.dumps(other), parse_float=lambda x: round(float(x), 4)
+        )
+
+
+@pytest.mark.parametrize("verb", ["score", "sample"])
+def test_out_of_time_keeps_what_there_is_and_goes_on(verb: str, call: Call, here: Path, models: Path):
+    (here / "t.jsonl").write_text(lines([{"text": "a", "prompt": "a"}] * 3))
+    argv = (verb, models / "lm", "t.jsonl", "--out", "o", *QUICK)
+    code, out, err = call(*argv, "--max-time", "0")
+    assert code == 0 and out == "" and "goes on" in err and "Stopped" in err
+    assert len(parsed(call(*argv))) == 3
 
 
 # ---------------------------------------------------------------- the pipeline

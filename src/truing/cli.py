@@ -262,10 +262,11 @@ def _print(name: str, config: Any, summary: dict[str, Any], result: dict[str, An
         print(json.dumps(summary, ensure_ascii=False), flush=True)
         return
     if name in ROWS and run is not None:
-        with open(run.path / "rows.jsonl", encoding="utf-8") as rows:
-            for line in rows:
-                sys.stdout.write(line)
-        sys.stdout.flush()
+        if run.done:  # else the rows are not whole
+            with open(run.path / "rows.jsonl", encoding="utf-8") as rows:
+                for line in rows:
+                    sys.stdout.write(line)
+            sys.stdout.flush()
         _say("\n".join([*summary["notes"], f"Rows and page: {run.path}"]))
         return
     for line in result.get("lines", ()):

@@ -13,7 +13,7 @@ import numpy as np
 from truing.data.asking import PromptFormat
 from truing.models.lm import LM
 from truing.runs import Run, atomic_write
-from truing.runs.atomic import as_lines, read_rows
+from truing.runs.atomic import append, as_lines, read_rows
 from truing.stats import Interval
 from truing.train.progress import counting
 from truing.types import Dialogue
@@ -89,24 +89,29 @@ def in_chunks(
     items: Sequence[Item],
     work: Callable[[Sequence[Item], int], Iterable[Mapping[str, Any]]],
     *,
-    label: str,
+    label: str | None,
     max_time: float | None = None,
     size: int = CHUNK,
 ) -> list[dict[str, Any]]:
     """One row per item, kept in the run's ``file`` chunk by chunk, so that a killed run does only the rest.
 
     ``work(chunk, place of its first item)`` gives a chunk's rows, which must not depend on other chunks. After
-    ``max_time`` minutes since the run was opened what there is comes back, fewer rows than items.
+    ``max_time`` minutes since the run was opened what there is comes back, fewer rows than items. Without a ``label``
+    ``work`` says itself how far it is.
     """
     rows = read_rows(run.path / file)
-    rows = rows if len(rows) == len(items) else rows[: len(rows) // size * size]
-    tell = counting(label, start=len(rows))
+    if len(rows) != len(items):
+        rows = rows[: len(rows) // size * size]
+        atomic_write(run.path / file, as_lines(rows))
+    tell = counting(label, start=len(rows)) if label else None
     for start in range(len(rows), len(items), size):
         if max_time is not None and time.monotonic() - run.opened > 60 * max_time:
             break
-        rows += map(dict, work(items[start : start + size], start))
-        atomic_write(run.path / file, as_lines(rows))
-        tell(len(rows), len(items))
+        new = list(map(dict, work(items[start : start + size], start)))
+        append(run.path / file, as_lines(new))
+        rows += new
+        if tell:
+            tell(len(rows), len(items))
     return rows
 
 

@@ -1,11 +1,12 @@
 """``truing score`` and ``truing sample``: one row out for each row in, in order, under its ``id`` or line number.
 
-Rows go to ``rows.jsonl`` in the run, whole or not at all; the command line prints them from there.
+Rows go to ``rows.jsonl`` in the run, whole or not at all; the command line prints them from there. A killed command
+goes on with the rows that are left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from truing import stats
 from truing.configs import Sampling, Scoring
 from truing.data.comparisons import prompt_of, read_pair
 from truing.data.files import DataError, Row, read_rows
+from truing.measure.labels import in_chunks
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM, show_prompt
 from truing.runs import Run, atomic_write
@@ -28,6 +30,10 @@ EXPECTED = (
     "'dialogue' (scored by a preference model)"
 )
 ROWS = "rows.jsonl"
+KEPT = "rows-so-far.jsonl"
+"""Rows of the chunks that are done, so that a killed run computes only the rest."""
+CHUNK = 1024
+"""Rows scored or replies drawn between two savings."""
 
 
 def kind_of(row: Mapping[str, Any], file: object, line: int) -> str:
@@ -75,12 +81,17 @@ def score(config: Scoring) -> Run | dict[str, Any]:
     if run.done:
         return run
     ids = [row.get("id", line) for line, row in rows]
-    if kind in (TEXT, PAIR):
-        out, numbers, notes = _score_texts(config, run, items)
-    else:
-        out, numbers, notes = _score_replies(config, run, items)
+    compute = run.compute(config)
+    work, numbers_of = _with_lm(config, compute) if kind in (TEXT, PAIR) else _with_pm(config, compute)
+    out = in_chunks(run, KEPT, items, lambda chunk, _: work(chunk), label="Rows", max_time=config.max_time, size=CHUNK)
+    if len(out) < len(items):
+        run.stop(
+            {"rows": count(len(out))}, [f"Stopped after {len(out)} of {len(items)} rows; the same command goes on."]
+        )
+        return run
     atomic_write(run.path / ROWS, as_lines({"id": i, **row} for i, row in zip(ids, out, strict=True)))
-    run.finish(numbers, notes)
+    (run.path / KEPT).unlink()
+    run.finish(*numbers_of(out))
     return run
 
 
@@ -124,54 +135,58 @@ def _expected(items: Sequence[Any]) -> dict[str, Any]:
     return {"lines": lines}
 
 
-def _score_texts(config: Scoring, run: Run, items: Sequence[str | tuple[str, str]]) -> Any:
-    compute = run.compute(config)
+Work = Callable[[Sequence[Any]], list[dict[str, Any]]]
+Numbers = Callable[[Sequence[Mapping[str, Any]]], tuple[dict[str, Any], list[str]]]
+
+
+def _with_lm(config: Scoring, compute: Any) -> tuple[Work, Numbers]:
     lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
-    found = lm.score(items)
-    out = []
-    for one in found:
-        row = {"logprob": one.logprob, "num_tokens": one.num_tokens}
-        out.append(row | {"boundary": True} if one.boundary else row)
-    tokens = sum(one.num_tokens for one in found)
-    total = [one.logprob for one in found]
-    numbers: dict[str, Any] = {"rows": count(len(found)), "tokens": count(tokens)}
-    numbers["logprob"] = stats.mean_interval(total, unit="nats", seed=config.seed)
-    per_token = [(one.logprob, one.num_tokens) for one in found]
-    numbers["logprob_per_token"] = stats.bootstrap(
-        lambda lp, n: float(lp.sum() / n.sum()) if n.sum() else None,
-        [np.array([p[0] for p in per_token]), np.array([float(p[1]) for p in per_token])],
-        seed=config.seed,
-        unit="nats",
-    )
-    notes = []
-    spans = sum(one.boundary for one in found)
-    if spans:
-        notes.append(f"{spans} rows were tokenised in two parts, because a token spans the join (boundary: true).")
-    silent = sum(one.num_tokens == 0 for one in found)
-    if silent:
-        notes.append(f"{silent} rows have no scored token: the first token counts only after a BOS.")
-    return out, numbers, notes
+
+    def work(items: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
+        rows = [
+            {"logprob": one.logprob, "num_tokens": one.num_tokens, "boundary": one.boundary} for one in lm.score(items)
+        ]
+        return [row if row["boundary"] else {k: v for k, v in row.items() if k != "boundary"} for row in rows]
+
+    def numbers_of(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+        logprobs, tokens = (np.array([float(row[name]) for row in rows]) for name in ("logprob", "num_tokens"))
+        numbers: dict[str, Any] = {"rows": count(len(rows)), "tokens": count(int(tokens.sum()))}
+        numbers["logprob"] = stats.mean_interval(logprobs, unit="nats", seed=config.seed)
+        numbers["logprob_per_token"] = stats.bootstrap(
+            lambda lp, n: float(lp.sum() / n.sum()) if n.sum() else None,
+            [logprobs, tokens],
+            seed=config.seed,
+            unit="nats",
+        )
+        notes, spans, silent = [], sum("boundary" in row for row in rows), int((tokens == 0).sum())
+        if spans:
+            notes.append(f"{spans} rows were tokenised in two parts, because a token spans the join (boundary: true).")
+        if silent:
+            notes.append(f"{silent} rows have no scored token: the first token counts only after a BOS.")
+        return numbers, notes
+
+    return work, numbers_of
 
 
-def _score_replies(config: Scoring, run: Run, items: Sequence[list[Dialogue]]) -> Any:
-    compute = run.compute(config)
+def _with_pm(config: Scoring, compute: Any) -> tuple[Work, Numbers]:
     pm = PreferenceModel.load(config.model, device=compute.device, dtype=compute.dtype)
-    flat = [dialogue for item in items for dialogue in item]
-    scores = np.asarray(pm.score(flat, centred=not config.raw, max_length=config.max_length), dtype=float)
-    notes = [] if config.raw else [f"Scores are centred: the reference mean {pm.reference_mean:.4g} is taken off."]
-    if len(items[0]) == 1:
-        out = [{"score": float(s)} for s in scores]
-        numbers = {"rows": count(len(out)), "score": stats.mean_interval(scores, seed=config.seed)}
-        return out, numbers, notes
-    chosen, rejected = scores[0::2], scores[1::2]
-    out = [{"chosen": float(c), "rejected": float(r)} for c, r in zip(chosen, rejected, strict=True)]
-    numbers = {
-        "rows": count(len(out)),
-        "chosen": stats.mean_interval(chosen, seed=config.seed),
-        "rejected": stats.mean_interval(rejected, seed=config.seed),
-        "gap": stats.mean_interval(chosen - rejected, seed=config.seed),
-    }
-    return out, numbers, notes
+
+    def work(items: Sequence[list[Dialogue]]) -> list[dict[str, Any]]:
+        flat = [dialogue for item in items for dialogue in item]
+        scores = pm.score(flat, centred=not config.raw, max_length=config.max_length).astype(float).tolist()
+        if len(items[0]) == 1:
+            return [{"score": s} for s in scores]
+        return [{"chosen": c, "rejected": r} for c, r in zip(scores[0::2], scores[1::2], strict=True)]
+
+    def numbers_of(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        if "chosen" in columns:
+            columns["gap"] = columns["chosen"] - columns["rejected"]
+        means = {name: stats.mean_interval(values, seed=config.seed) for name, values in columns.items()}
+        centred = f"Scores are centred: the reference mean {pm.reference_mean:.4g} is taken off."
+        return {"rows": count(len(rows)), **means}, [] if config.raw else [centred]
+
+    return work, numbers_of
 
 
 def sample(config: Sampling) -> Run | dict[str, Any]:
@@ -195,34 +210,75 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
     run = Run.open("sample", config, data_files=[config.file], slug=slug)
     if run.done:
         return run
-    compute = run.compute(config)
-    lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
-    show_prompt(lm, prompts[0])
-    drawn = lm.sample(
+    drawn = in_chunks(
+        run,
+        KEPT,
         prompts,
-        n=config.n,
-        max_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        stop=config.stop,
-        stop_after=config.stop_after,
-        seed=config.seed,
-        progress=counting("Replies"),
+        _drawing(config, run.compute(config), prompts),
+        label=None,
+        max_time=config.max_time,
+        size=max(1, CHUNK // config.n),
     )
-    scores = _scores(config, compute, prompts, drawn) if config.pm else None
-    out = []
-    for i, ((line, row), samples) in enumerate(zip(rows, drawn, strict=True)):
-        cells = [{"text": s.text, "logprob": s.logprob, "finish": s.finish, "seed": s.seed} for s in samples]
-        if scores is not None:
-            cells = [{**c, "score": float(s)} for c, s in zip(cells, scores[i], strict=True)]
-            if config.best:
-                cells = [cells[int(np.argmax(scores[i]))]]
-        out.append({"id": row.get("id", line), "samples": cells})
+    if len(drawn) < len(prompts):
+        left = f"Stopped after {len(drawn)} of {len(prompts)} prompts; the same command goes on."
+        run.stop({"rows": count(len(drawn))}, [left])
+        return run
+    out = [
+        {"id": row.get("id", line), "samples": _answer(kept["samples"], config.best)}
+        for (line, row), kept in zip(rows, drawn, strict=True)
+    ]
     atomic_write(run.path / ROWS, as_lines(out))
     run.write_samples([_shown(p, o["samples"][0]) for p, o in zip(prompts, out, strict=True)])
+    (run.path / KEPT).unlink()
     run.finish(_sample_numbers(drawn, out, config))
     return run
+
+
+def _drawing(config: Sampling, compute: Any, prompts: Sequence[Dialogue]) -> Callable[[Sequence[Dialogue], int], Any]:
+    """A function that draws (and scores) the replies to some of the prompts, given the place of the first."""
+    lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
+    pm = PreferenceModel.load(config.pm, device=compute.device, dtype=compute.dtype) if config.pm else None
+    show_prompt(lm, prompts[0])
+    seeds = lm.seeds(prompts, config.n, config.seed)
+    tell: Callable[[int, int], None] | None = None
+
+    def draw(some: Sequence[Dialogue], place: int) -> list[dict[str, Any]]:
+        nonlocal tell
+        before = config.n * place
+        said = tell = tell or counting("Replies", start=before)
+
+        def progress(done: int, _: int) -> None:
+            said(before + done, config.n * len(prompts))
+
+        drawn = lm.sample(
+            some,
+            n=config.n,
+            max_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            stop=config.stop,
+            stop_after=config.stop_after,
+            seed=seeds[place : place + len(some)],
+            progress=progress,
+        )
+        rows = [
+            {"text": s.text, "logprob": s.logprob, "finish": s.finish, "seed": s.seed, "tokens": len(s.token_ids)}
+            for samples in drawn
+            for s in samples
+        ]
+        if pm is not None:
+            scores = pm.score([p.reply(s.text) for p, samples in zip(some, drawn, strict=True) for s in samples])
+            rows = [{**row, "score": float(score)} for row, score in zip(rows, scores, strict=True)]
+        return [{"samples": rows[i : i + config.n]} for i in range(0, len(rows), config.n)]
+
+    return draw
+
+
+def _answer(samples: Sequence[Mapping[str, Any]], best: bool) -> list[dict[str, Any]]:
+    """What a row of the answer holds: all samples, or the one of the highest score."""
+    kept = [max(samples, key=lambda s: s["score"])] if best else samples
+    return [{k: v for k, v in s.items() if k != "tokens"} for s in kept]
 
 
 def _prompt(row: Mapping[str, Any], file: object, line: int) -> Dialogue:
@@ -240,26 +296,20 @@ def _prompt(row: Mapping[str, Any], file: object, line: int) -> Dialogue:
     return prompt
 
 
-def _scores(config: Sampling, compute: Any, prompts: Iterable[Dialogue], drawn: Iterable[Sequence[Any]]) -> Any:
-    pm = PreferenceModel.load(config.pm or "", device=compute.device, dtype=compute.dtype)
-    flat = [prompt.reply(s.text) for prompt, samples in zip(prompts, drawn, strict=True) for s in samples]
-    return np.asarray(pm.score(flat, centred=True), dtype=float).reshape(-1, config.n)
-
-
 def _shown(prompt: Dialogue, best: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt.last.text, "reply": best["text"], "logprob": best["logprob"], "finish": best["finish"]}
 
 
 def _sample_numbers(
-    drawn: Sequence[Sequence[Any]], out: Sequence[Mapping[str, Any]], config: Sampling
+    drawn: Sequence[Mapping[str, Any]], out: Sequence[Mapping[str, Any]], config: Sampling
 ) -> dict[str, Any]:
-    rows = [i for i, samples in enumerate(drawn) for _ in samples]
-    every = [s for samples in drawn for s in samples]
+    every = [(i, s) for i, row in enumerate(drawn) for s in row["samples"]]
+    rows = [i for i, _ in every]
     numbers: dict[str, Any] = {"rows": count(len(drawn)), "samples": count(len(every))}
     numbers["reply_tokens"] = stats.mean_interval(
-        [len(s.token_ids) for s in every], rows, unit="tokens", seed=config.seed
+        [s["tokens"] for _, s in every], rows, unit="tokens", seed=config.seed
     )
-    finished = np.array([s.finish == "stop" for s in every])
+    finished = np.array([s["finish"] == "stop" for _, s in every])
     numbers["eos_rate"] = stats.mean_interval(finished, rows, unit="share", seed=config.seed)
     if config.pm:
         kept = [(i, c["score"]) for i, row in enumerate(out) for c in row["samples"]]

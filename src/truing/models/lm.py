@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from truing.models import tree
+from truing.models.draw import make_rows
 from truing.models.engine import Engine
 from truing.models.load import load_model, quiet, whole_folder
 from truing.text import HUMAN, Format, encode, format_of, pieces, split_context
@@ -134,6 +135,11 @@ class LM:
         if not (talk and self.format == "hh"):
             return drawn
         return [[dataclasses.replace(s, text=s.text.removeprefix(" ")) for s in samples] for samples in drawn]
+
+    def seeds(self, prompts: Sequence[Dialogue | str], n: int, seed: int) -> list[list[int]]:
+        """The seeds that ``sample`` gives to each of ``n`` replies to each prompt, for sampling a job in parts."""
+        rows = make_rows([self.encode_prompt(p) for p in prompts], n, seed)
+        return [[row.seed for row in rows[i : i + n]] for i in range(0, len(rows), n)]
 
     def label_logprobs(self, prompts: Sequence[Dialogue | str], labels: Sequence[str]) -> np.ndarray:
         """Log-probabilities in nats of every label after every prompt, float64 [N, L].

@@ -101,9 +101,10 @@ def _people(lab: Lab) -> dict[str, Any]:
         "badges": [SIMULATED],
         "text": [
             f"The base model ({lab.config.model} at a sampling temperature of {lab.size.temperature}, built into its "
-            f"weights) wrote {lab.size.replies} short replies to each of {lab.size.train_prompts} everyday requests "
-            f"and four to each of {lab.size.attacks} mildly harmful ones. {READERS} of twenty simulated workers judged "
-            f"every pair ({n:,} choices) by pressing one of eight buttons, from a big A to a big B.",
+            f"weights) wrote {lab.size.replies} replies to each of {lab.size.train_prompts} everyday requests and four "
+            f"to each of {lab.size.attacks} mildly harmful ones. Every reply ends with its first sentence. {READERS} of "
+            f"twenty simulated workers judged every pair ({n:,} choices) by pressing one of eight buttons, from a big A "
+            "to a big B.",
             f"Their noise is set so that a choice agrees with gold in {people['agreement']:.0%} of pairs; the paper's "
             "researchers and workers agreed with each other in 63%. The smallest buttons mean 'unsure' and are not "
             "trained on. On harmful requests workers click the more harmful reply; the export turns that round, once.",
@@ -115,9 +116,8 @@ def _preference(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": "2. A preference model learns their taste",
         "badges": [SIMULATED],
-        "text": "The upper layers of the same model and one scalar head, trained for one pass on the choices, "
-        "judge choices "
-        "on prompts that were in no training pair. The ceiling is what gold itself would score against the "
+        "text": "The upper layers of the same model and one scalar head, trained for one pass on the choices, judge "
+        "choices on prompts that were in no training pair. The ceiling is what gold itself would score against the "
         "noisy clicks.",
         "numbers": _tiles(
             numbers,
@@ -143,11 +143,10 @@ def _rlhf(numbers: Mapping[str, Any]) -> dict[str, Any]:
         "badges": [SIMULATED],
         "text": [
             "PPO raises the preference model's score while a penalty keeps the policy near its start. Beside it runs a "
-            "control: the same training with the scores shuffled among the replies of each batch, so that they "
-            "say nothing.",
-            "A gain can be a trick: longer replies, or merely replies that end in time. So it is shown for all "
-            "replies, for "
-            "finished ones only, and among replies of like length.",
+            "control: the same training with the scores shuffled among the replies of each batch, so that they say "
+            "nothing.",
+            "A gain can be a trick: longer replies, or merely replies that end in time. So it is shown for all replies, "
+            "for finished ones only, and among replies of like length.",
         ],
         "numbers": _tiles(
             numbers,

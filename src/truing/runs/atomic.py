@@ -38,6 +38,17 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
         raise explained(problem, path) from None
 
 
+def append(path: Path, lines: str) -> None:
+    """Add lines to a file that grows; a line that a kill cuts short is left out by ``read_rows``."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        raise explained(problem, path) from None
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A new folder to write into; it becomes ``path`` (replacing an older one) only when the block ends well."""
