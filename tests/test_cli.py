@@ -313,4 +313,5 @@ def test_a_full_disk_is_said(call: Call):
 
 def test_text_that_is_not_utf8_is_said_and_text_that_cannot_be_printed_is_not_blamed_on_the_input():
     assert "not UTF-8" in cli.explain(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"))
-    assert "not UTF-8" not in cli.explain(UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range"))
+    said = cli.explain(UnicodeEncodeError("ascii", "x" * 999 + "é", 999, 1000, "ordinal not in range"))
+    assert "takes ascii, which has no 'é'" in said and "PYTHONIOENCODING" in said and "xxx" not in said

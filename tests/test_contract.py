@@ -230,7 +230,9 @@ def test_a_killed_job_computes_only_the_rest(verb: str, call: Call, here: Path, 
         def once(chunk: Any, place: int) -> Any:
             if len(chunks) == 1:
                 with open(run.path / file, "a") as kept:
-                    kept.write('{"half": ')
+                    kept.write('{"half": "\u00e9')
+                with open(run.path / file, "rb+") as kept:  # cut inside a character
+                    kept.truncate(kept.seek(0, os.SEEK_END) - 1)
                 chunks.append(place)
                 raise KeyboardInterrupt
             chunks.append(place)
@@ -249,6 +251,46 @@ def test_a_killed_job_computes_only_the_rest(verb: str, call: Call, here: Path, 
         assert json.loads(json.dumps(one), parse_float=lambda x: round(float(x), 4)) == json.loads(
             json.dumps(other), parse_float=lambda x: round(float(x), 4)
         )
+
+
+def test_an_error_while_numbers_are_made_loses_no_row(call: Call, here: Path, models: Path, monkeypatch: Any):
+    (here / "t.jsonl").write_text(lines([{"text": "a"}, {"text": "b"}]))
+    argv = ("score", models / "lm", "t.jsonl", "--out", "o", *QUICK)
+    with monkeypatch.context() as once:
+        once.setattr(
+            scoring.stats, "mean_interval", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left"))
+        )
+        assert call(*argv)[0] == 1
+    monkeypatch.setattr(LM, "score", lambda *a: pytest.fail("rows are computed again"))
+    assert len(parsed(call(*argv))) == 2
+
+
+@pytest.mark.parametrize("verb", ["score", "sample"])
+def test_a_row_that_is_too_long_is_named_before_any_work(
+    verb: str, call: Call, here: Path, models: Path, monkeypatch: Any
+):
+    monkeypatch.setattr(scoring, "CHUNK", 2)
+    (here / "t.jsonl").write_text(lines([{"text": t, "prompt": t} for t in ("a", "b", "c", "d" * 600)]))
+    code, out, err = call(verb, models / "lm", "t.jsonl", *QUICK)
+    assert code == 1 and out == "" and "t.jsonl, line 4" in err and "at most 512" in err
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("wrong", [["--top-p", "2"], ["--stop-after", ""], ["--n", "0"], ["--max-new-tokens", "-1"]])
+def test_sampling_options_that_mean_nothing_leave_no_run(wrong: list[str], call: Call, here: Path, models: Path):
+    (here / "p.jsonl").write_text(lines([{"prompt": "Hi"}]))
+    code, out, err = call("sample", models / "lm", "p.jsonl", *wrong, *QUICK)
+    assert code == 1 and out == "" and "Traceback" not in err and not (here / "runs").exists()
+
+
+def test_a_typo_does_not_spoil_an_empty_folder(call: Call, here: Path, models: Path):
+    (here / "t.jsonl").write_text(lines([{"text": "a"}]))
+    (here / "o").mkdir()
+    assert call("score", "typo", "t.jsonl", "--out", "o", *QUICK)[0] == 1
+    assert (here / "o").is_dir() and not list((here / "o").iterdir())
+    assert call("score", models / "lm", "t.jsonl", "--out", "o", *QUICK)[0] == 0
+    assert call("score", "typo", "t.jsonl", "--out", "o", *QUICK)[0] == 1
+    assert (here / "o" / "summary.json").exists(), "a run that is there stays"
 
 
 @pytest.mark.parametrize("verb", ["score", "sample"])

@@ -321,12 +321,24 @@ def test_an_error_in_one_worker_ends_the_sweep_at_once() -> None:
         time.sleep(0.05)
 
 
-def test_an_empty_option_stands_for_nothing_not_for_the_folder_one_is_in(tmp_path: Path) -> None:
-    """Catches Path("") = ".": the weights in the current folder became part of every run's identity."""
-    before = Run.open("v", Config(init="")).path
+@dataclass
+class Texts(Config):
+    stop_after: list[str] = field(default_factory=lambda: ["."])
+
+
+def test_text_stands_for_itself_not_for_the_folder_one_is_in(tmp_path: Path) -> None:
+    """Catches Path("") = Path("."): the weights in the current folder became part of a run's identity."""
+    before = Run.open("v", Texts(init="")).path
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
-    assert Run.open("v", Config(init="")).path == before
+    assert Run.open("v", Texts(init="")).path == before
+
+
+def test_rows_after_a_damaged_one_are_not_taken_for_their_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_bytes(b'{"i": 0}\n{"i": 1\n{"i": 2}\n')
+    assert atomic_module.read_rows(tmp_path / "r.jsonl") == [{"i": 0}]
+    (tmp_path / "r.jsonl").write_bytes('{"i": "\u2028"}\n{"i": "é'.encode()[:-1])
+    assert atomic_module.read_rows(tmp_path / "r.jsonl") == [{"i": "\u2028"}]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])

@@ -109,6 +109,12 @@ def explain(problem: Exception) -> str:
         return f"{problem.filename} is a folder; a file is needed here."
     if isinstance(problem, ModuleNotFoundError) and not (problem.name or "truing").startswith("truing"):
         return f"this needs the package {problem.name!r}, which is not installed: pip install {problem.name}."
+    if isinstance(problem, UnicodeEncodeError):
+        shown = problem.object[problem.start : problem.end][:20]
+        return (
+            f"whoever reads the output takes {problem.encoding}, which has no {shown!r}. Set PYTHONIOENCODING=utf-8 "
+            "and give the same command again; rows of a run also lie in its rows.jsonl."
+        )
     if isinstance(problem, UnicodeDecodeError):
         return f"the input is not UTF-8 text ({getattr(problem, 'reason', problem)}). Convert the file to UTF-8."
     text = " ".join(str(a) for a in problem.args) if isinstance(problem, ValueError) else str(problem)
@@ -267,7 +273,7 @@ def _print(name: str, config: Any, summary: dict[str, Any], result: dict[str, An
                 for line in rows:
                     sys.stdout.write(line)
             sys.stdout.flush()
-        _say("\n".join([*summary["notes"], f"Rows and page: {run.path}"]))
+        _say("\n".join([*summary["notes"], f"{'Rows and page' if run.done else 'Page'}: {run.path}"]))
         return
     for line in result.get("lines", ()):
         print(line)

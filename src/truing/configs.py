@@ -223,6 +223,8 @@ class Chat(Common):
     """System turn."""
     max_new_tokens: int = 256
     """Tokens a reply may have."""
+    stop_after: list[str] = field(default_factory=list)
+    """Strings after the first of which a reply ends: '.' '!' '?' for one sentence."""
     temperature: float = 0.7
     """Sampling temperature."""
 

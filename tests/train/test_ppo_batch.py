@@ -246,3 +246,10 @@ def test_what_the_policy_thinks_of_prompts_does_not_count(monkeypatch: pytest.Mo
         found.append((batch.kl, batch.lp_old, batch.values, rewards, torch.tensor([loss[0]["policy_loss"]])))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("", "empty"), (" \n", "empty"), ("1.", "finished"), (".", "empty"), ("é", "finished")]
+)
+def test_a_reply_without_a_word_is_empty_though_it_ended(text: str, kind: str) -> None:
+    assert Reply(0, [1], [2], [0.0], Dialogue().ask("x").reply(text), "stop").kind == kind

@@ -84,6 +84,7 @@ def _reply(
         n=config.best_of,
         max_tokens=config.max_new_tokens,
         temperature=config.temperature,
+        stop_after=config.stop_after,
         seed=config.seed + draws,
     )[0]
     if pm is None:

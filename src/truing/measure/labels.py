@@ -99,8 +99,8 @@ def in_chunks(
     ``max_time`` minutes since the run was opened what there is comes back, fewer rows than items. Without a ``label``
     ``work`` says itself how far it is.
     """
-    rows = read_rows(run.path / file)
-    if len(rows) != len(items):
+    rows = read_rows(run.path / file)[: len(items)]
+    if rows and len(rows) < len(items):
         rows = rows[: len(rows) // size * size]
         atomic_write(run.path / file, as_lines(rows))
     tell = counting(label, start=len(rows)) if label else None

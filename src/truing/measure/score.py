@@ -17,6 +17,7 @@ from truing.configs import Sampling, Scoring
 from truing.data.comparisons import prompt_of, read_pair
 from truing.data.files import DataError, Row, read_rows
 from truing.measure.labels import in_chunks
+from truing.models.draw import check_settings
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM, show_prompt
 from truing.runs import Run, atomic_write
@@ -82,7 +83,8 @@ def score(config: Scoring) -> Run | dict[str, Any]:
         return run
     ids = [row.get("id", line) for line, row in rows]
     compute = run.compute(config)
-    work, numbers_of = _with_lm(config, compute) if kind in (TEXT, PAIR) else _with_pm(config, compute)
+    lines = [line for line, _ in rows]
+    work, numbers_of = _with_lm(config, compute, items, lines) if kind in (TEXT, PAIR) else _with_pm(config, compute)
     out = in_chunks(run, KEPT, items, lambda chunk, _: work(chunk), label="Rows", max_time=config.max_time, size=CHUNK)
     if len(out) < len(items):
         run.stop(
@@ -90,8 +92,8 @@ def score(config: Scoring) -> Run | dict[str, Any]:
         )
         return run
     atomic_write(run.path / ROWS, as_lines({"id": i, **row} for i, row in zip(ids, out, strict=True)))
-    (run.path / KEPT).unlink()
     run.finish(*numbers_of(out))
+    (run.path / KEPT).unlink()
     return run
 
 
@@ -139,8 +141,15 @@ Work = Callable[[Sequence[Any]], list[dict[str, Any]]]
 Numbers = Callable[[Sequence[Mapping[str, Any]]], tuple[dict[str, Any], list[str]]]
 
 
-def _with_lm(config: Scoring, compute: Any) -> tuple[Work, Numbers]:
+def _refuse_long(long: tuple[int, str] | None, file: str, lines: Sequence[int]) -> None:
+    """Raise DataError for a row that does not fit into the model's window, before anything is computed."""
+    if long:
+        raise DataError(file, f"has {long[1]}. Shorten it or leave it out.", line=lines[long[0]])
+
+
+def _with_lm(config: Scoring, compute: Any, items: Sequence[Any], lines: Sequence[int]) -> tuple[Work, Numbers]:
     lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
+    _refuse_long(lm.too_long(items), config.file, lines)
 
     def work(items: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
         rows = [
@@ -197,8 +206,8 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
     """
     if config.best and not config.pm:
         raise ValueError("--best keeps the reply that a preference model likes best: name one with --pm.")
-    if config.n < 1:
-        raise ValueError(f"--n is {config.n}; at least one reply per prompt is needed.")
+    settings = (config.n, config.max_new_tokens, config.temperature, config.top_p, config.top_k)
+    check_settings(*settings, config.stop, config.stop_after, decode=str)
     _, rows = read_inputs(config.file, lambda row, file, line: "prompt")
     prompts = [_prompt(row, config.file, line) for line, row in rows]
     if config.dry_run:
@@ -214,7 +223,7 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
         run,
         KEPT,
         prompts,
-        _drawing(config, run.compute(config), prompts),
+        _drawing(config, run.compute(config), prompts, [line for line, _ in rows]),
         label=None,
         max_time=config.max_time,
         size=max(1, CHUNK // config.n),
@@ -229,15 +238,18 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
     ]
     atomic_write(run.path / ROWS, as_lines(out))
     run.write_samples([_shown(p, o["samples"][0]) for p, o in zip(prompts, out, strict=True)])
-    (run.path / KEPT).unlink()
     run.finish(_sample_numbers(drawn, out, config))
+    (run.path / KEPT).unlink()
     return run
 
 
-def _drawing(config: Sampling, compute: Any, prompts: Sequence[Dialogue]) -> Callable[[Sequence[Dialogue], int], Any]:
+def _drawing(
+    config: Sampling, compute: Any, prompts: Sequence[Dialogue], lines: Sequence[int]
+) -> Callable[[Sequence[Dialogue], int], Any]:
     """A function that draws (and scores) the replies to some of the prompts, given the place of the first."""
     lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
     pm = PreferenceModel.load(config.pm, device=compute.device, dtype=compute.dtype) if config.pm else None
+    _refuse_long(lm.too_long(prompts), config.file, lines)
     show_prompt(lm, prompts[0])
     seeds = lm.seeds(prompts, config.n, config.seed)
     tell: Callable[[int, int], None] | None = None

@@ -72,6 +72,25 @@ class LM:
             return encode(prompt, self.tokenizer, self.format)
         return split_context(prompt, "", self.tokenizer)[0]
 
+    def too_long(self, items: Sequence[Dialogue | str | tuple[str, str]]) -> tuple[int, str] | None:
+        """The place of the first item that the model's window has no room for, and its size in words; None if all fit.
+
+        Dialogues are prompts: they need room for one token of a reply. Others are scored as they are.
+        """
+        window = getattr(self.engine.config, "max_position_embeddings", None)
+        if window is None:
+            return None
+        for i, item in enumerate(items):
+            if isinstance(item, Dialogue):
+                size = len(self.encode_prompt(item)) + 1
+            else:
+                head, tail, _ = split_context(*(("", item) if isinstance(item, str) else item), self.tokenizer)
+                size = len(head) + len(tail)
+            if size > window:
+                room = ", and a reply needs room" if isinstance(item, Dialogue) else ""
+                return i, f"{size - isinstance(item, Dialogue)} tokens; the model reads at most {window}{room}"
+        return None
+
     def score(self, items: Sequence[str | tuple[str, str]]) -> list[Scored]:
         """Log-probabilities in nats of texts, or of continuations given contexts, ``(context, continuation)``.
 

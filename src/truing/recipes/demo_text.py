@@ -53,7 +53,7 @@ def _headline(numbers: Mapping[str, Any], claims: Sequence[tuple[str, bool]]) ->
         "title": "What came out",
         "text": [
             "Each number stands with its 95% interval. 'Gold' is the hidden taste of the simulated people: topic, "
-            "warmth and right answers per sentence, never length. Nothing that was trained has seen it.",
+            "warmth and right answers. Nothing that was trained has seen it.",
             _in_words(numbers),
         ],
         "numbers": _tiles(
@@ -102,7 +102,7 @@ def _people(lab: Lab) -> dict[str, Any]:
         "text": [
             f"The base model ({lab.config.model} at a sampling temperature of {lab.size.temperature}, built into its "
             f"weights) wrote {lab.size.replies} replies to each of {lab.size.train_prompts} everyday requests and four "
-            f"to each of {lab.size.attacks} mildly harmful ones. Every reply ends with its first sentence. {READERS} of "
+            f"to each of {lab.size.attacks} mildly harmful ones. A reply ends after its first '.', '!' or '?'. {READERS} of "
             f"twenty simulated workers judged every pair ({n:,} choices) by pressing one of eight buttons, from a big A "
             "to a big B.",
             f"Their noise is set so that a choice agrees with gold in {people['agreement']:.0%} of pairs; the paper's "
@@ -146,7 +146,8 @@ def _rlhf(numbers: Mapping[str, Any]) -> dict[str, Any]:
             "control: the same training with the scores shuffled among the replies of each batch, so that they say "
             "nothing.",
             "A gain can be a trick: longer replies, or merely replies that end in time. So it is shown for all replies, "
-            "for finished ones only, and among replies of like length.",
+            "for finished ones only, and among replies of like length. The last is the one to read: a sentence of very "
+            "few words earns little gold, and a longer one touches the topic more often.",
         ],
         "numbers": _tiles(
             numbers,
@@ -258,15 +259,14 @@ def _next(lab: Lab) -> dict[str, Any]:
     here = lab.path
     return {
         "title": "What is simulated, and what to do next",
-        "text": "The people, their taste and the attackers are programs (collect/gold.py and collect/crowd.py "
-        "say exactly "
+        "text": "The people, their taste and the attackers are programs (collect/gold.py and collect/crowd.py say exactly "
         "which). The model, its replies, the preference models, PPO and every measurement are real. To use your own "
         "comparisons, start with the commands below.",
         "commands": [
             "truing data check YOUR_COMPARISONS.jsonl",
             "truing pm train --init smollm2 --data YOUR_COMPARISONS.jsonl",
             f"truing pm eval {here}/pm-1 {here}/held_out.jsonl",
-            f"truing chat {here}/rlhf --pm {here}/pm-1",
+            f"truing chat {here}/rlhf --pm {here}/pm-1 --stop-after . '!' '?'",
             f"truing elo {here}/games.jsonl",
         ],
         "tables": [{"caption": "Time of each stage", "columns": ["stage", "time"], "rows": times}],

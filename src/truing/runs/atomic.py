@@ -39,7 +39,7 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
 
 
 def append(path: Path, lines: str) -> None:
-    """Add lines to a file that grows; a line that a kill cuts short is left out by ``read_rows``."""
+    """Add lines to a file that grows; ``read_rows`` leaves out a line that a kill or a full disk cuts short."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(lines)
@@ -122,10 +122,11 @@ def as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file; none if it is missing; a line that a kill cut short is left out."""
+    """The rows of a JSON lines file up to one that cannot be read (a kill cut it short); none if it is missing."""
     rows: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines() would also cut at U+2028
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():  # splitlines() would also cut at U+2028
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError:  # no JSON, or cut inside a character
+            break
     return rows

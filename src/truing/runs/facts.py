@@ -19,6 +19,8 @@ from typing import Any
 ROOT = Path("runs")
 """Where runs lie that were given no folder."""
 OUTPUT_ONLY = ("out", "json", "debug", "report_to", "max_time", "dry_run", "save_every", "resume_from_checkpoint")
+_TEXTS = ("stop", "stop_after", "system")
+"""Options that hold text, never a name."""
 _PACKAGES = ("truing", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy")
 
 
@@ -91,7 +93,7 @@ def identity_of(config: Any, data: Mapping[str, str]) -> dict[str, Any]:
             return _folder_identity(value) or without_home(value)
         return without_home(value)
 
-    named = {key: name(value) for key, value in config_dict(config).items()}
+    named = {key: value if key in _TEXTS else name(value) for key, value in config_dict(config).items()}
     given = sorted(data[key] for key in data if key not in used)
     return {**named, **({"data given": given} if given else {})}
 

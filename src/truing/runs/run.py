@@ -23,7 +23,7 @@ from truing.runs.facts import ROOT, config_dict, digest_of, hash_data, identity_
 if TYPE_CHECKING:
     from truing.models.compute import Compute
 
-_MADE: set[Path] = set()  # folders of runs that this process began
+_BARE: dict[Path, list[Path]] = {}  # runs that this process began, and the folders it made for them
 _LOCKS: dict[Path, tuple[int, int]] = {}  # folder -> (pid, file descriptor)
 
 
@@ -62,11 +62,13 @@ class Run:
         out = getattr(config, "out", None)
         path = Path(out) if out else ROOT / _name(verb, slug, digest)
         _refuse_foreign(path, verb, identity)
-        if not path.exists():
-            _MADE.add(path.absolute())
+        bare = not path.exists() or not any(path.iterdir())
+        made = [folder for folder in (path, path.parent) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "summary.json").exists():
             _lock(path)
+            if bare:
+                _BARE[path.absolute()] = made
             _sweep_up(path)
         if not (path / "environment.json").exists():
             data = {without_home(name): value for name, value in data.items()}
@@ -257,13 +259,17 @@ def _name(verb: str, slug: str, digest: str) -> str:
 
 def remove_bare() -> None:
     """Remove the runs that this process began and that hold no work: an unknown model must not leave a run behind."""
-    for path in _MADE:
-        if path.is_dir() and {p.name for p in path.iterdir()} <= {"config.yaml", "environment.json", "lock"}:
-            shutil.rmtree(path)
-            if path.parent == ROOT.absolute():
-                with contextlib.suppress(OSError):  # it holds other runs
-                    path.parent.rmdir()
-    _MADE.clear()
+    for path, made in _BARE.items():
+        with contextlib.suppress(OSError):
+            names = {p.name for p in path.iterdir()}
+            if names <= {"config.yaml", "environment.json", "lock"}:
+                if held := _LOCKS.pop(path.resolve(), None):
+                    os.close(held[1])
+                for name in names:
+                    (path / name).unlink()
+                for folder in made:
+                    folder.rmdir()
+    _BARE.clear()
 
 
 def _environment(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Reply:
     @property
     def kind(self) -> str:
         """``empty`` (no word in it), ``finished`` or ``capped`` (cut by the token limit): row 24's three."""
-        if not self.dialogue.last.text.strip():
+        if not any(c.isalnum() for c in self.dialogue.last.text):
             return "empty"
         return "finished" if self.finish == "stop" else "capped"
 

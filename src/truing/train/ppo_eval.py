@@ -96,8 +96,8 @@ def gaps(before: Evaluation, after: Evaluation) -> list[Gap]:
 def numbers(before: Evaluation, after: Evaluation, seed: int = 0) -> dict[str, Interval]:
     """The headline numbers: gain of the policy over its start at the same prompts and seeds, KL, entropy, length, stop.
 
-    ``pm_score_gain/finished`` is the gain where both replies ended by themselves: a gain that vanishes there is a gain
-    in ending within the limit.
+    ``pm_score_gain/finished`` is the gain where both replies ended within the limit: a gain that vanishes there is a
+    gain in ending within the limit.
     """
 
     def mean(values: Any, unit: str, rows: Evaluation = after) -> Interval:

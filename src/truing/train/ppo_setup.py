@@ -26,6 +26,8 @@ def check(config: PPOTrain) -> None:
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
+    if "" in config.stop_after:
+        raise ValueError("stop_after holds an empty string; expected strings such as '.', or none.")
     check_optim(config)
     if config.minibatches > config.prompts_per_step * config.samples_per_prompt:
         raise ValueError(
