@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return dispatch(argv)
     except KeyboardInterrupt:
-        _say(f"Interrupted. What is done is kept; the same command goes on:\n  {shlex.join(['truing', *argv])}")
+        _say(f"Interrupted. What had been saved is kept; the same command goes on:\n  {shlex.join(['truing', *argv])}")
         return 130
     except Usage as wrong:
         _say(f"truing: {wrong}")

@@ -72,7 +72,13 @@ def doctor(config: Doctor) -> dict[str, Any]:
     rows = [["versions", ", ".join(f"{k} {v}" for k, v in around["versions"].items())]]
     rows += [["hardware", ", ".join(f"{k} {v}" for k, v in hardware.items())]]
     rows += [["chosen", f"device {compute.device}, dtype {dtype}, {compute.threads} threads"]]
-    rows += [["measured", ", ".join(f"{k} {digits(v)}" for k, v in compute.measured.items()) or "nothing to measure"]]
+    speeds = [(*k.split(), digits(v)) for k, v in compute.measured.items()]
+    rows += [
+        [
+            "measured",
+            ", ".join(f"{d} {v} GFLOP/s by {n} thread{'s' * (n != '1')}" for n, d, v in speeds) or "nothing to measure",
+        ]
+    ]
     rows += [["disk", f"{free:.1f} GiB free here"]]
     rows += [["models at hand", ", ".join(models) or "none"], ["cache", str(cache_folder())]]
     rows += [["hub", "offline (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") else "asked for names not at hand"]]
