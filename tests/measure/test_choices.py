@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from truing.measure.choices import choice_prompts, choices, judge_choices, measu
 from truing.measure.labels import fit_shots, label_logprobs, renormalised
 from truing.models.family import byte_tokenizer, new_model
 from truing.models.lm import LM
+from truing.runs import Run
 from truing.stats import auroc
 from truing.text import encode
 from truing.types import Dialogue, Question
@@ -224,3 +226,22 @@ def test_rows_without_options_are_named(tmp_path: Path) -> None:
         choices(Choices(model="toy", file=write(tmp_path / "r.jsonl", ask(3)), shots=3))
     dry = choices(Choices(model="toy", file=write(tmp_path / "r.jsonl", ask(3)), dry_run=True))
     assert isinstance(dry, dict) and "3 questions" in dry["lines"][0]
+
+
+@pytest.mark.parametrize("rest", ["", '{"i": 0}\n{"i": '])
+def test_what_a_kill_cut_short_does_not_spoil_what_is_added(tmp_path: Path, rest: str) -> None:
+    """Catches rows added behind half a line: after the next kill none of them could be read."""
+    run = Run.open("v", Choices(model="toy", file="x", out=tmp_path / "r"))
+    (run.path / "kept.jsonl").write_text(rest + '{"i')
+    taken: list[int] = []
+
+    def work(chunk: Sequence[int], place: int) -> list[dict[str, int]]:
+        taken.append(place)
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+        return [{"i": i} for i in chunk]
+
+    with pytest.raises(KeyboardInterrupt):
+        reading.in_chunks(run, "kept.jsonl", range(6), work, label=None, size=2)
+    assert reading.in_chunks(run, "kept.jsonl", range(6), work, label=None, size=2) == [{"i": i} for i in range(6)]
+    assert taken == [0, 2, 2, 4]

@@ -100,9 +100,9 @@ def in_chunks(
     ``work`` says itself how far it is.
     """
     rows = read_rows(run.path / file)[: len(items)]
-    if rows and len(rows) < len(items):
+    if len(rows) < len(items) and (run.path / file).exists():
         rows = rows[: len(rows) // size * size]
-        atomic_write(run.path / file, as_lines(rows))
+        atomic_write(run.path / file, as_lines(rows))  # without what a kill cut short: lines are added at the end
     tell = counting(label, start=len(rows)) if label else None
     for start in range(len(rows), len(items), size):
         if max_time is not None and time.monotonic() - run.opened > 60 * max_time:
