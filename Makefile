@@ -1,5 +1,6 @@
 # Every target sets up what it needs in .venv (Python 3.11 or newer and a package index are enough) and then works;
-# a second call takes seconds. Variables: PYTHON=python3.12, TORCH_INDEX=<index with torch without CUDA>, FAST=1, SEED=1, ARGS="--seed 2" (of make demo).
+# a second call takes seconds. Variables: PYTHON=python3.12, TORCH_INDEX=<index with torch without CUDA>, FAST=1, SEED=1,
+# ARGS="--seed 2" (more options of truing demo).
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -199,6 +199,7 @@ def test_chunked_gradients_equal_plain_autograd(frozen: int, monkeypatch: pytest
     ours = {n: p.grad.clone() for n, p in both.named_parameters() if p.grad is not None}
     assert len(ours) == sum(p.requires_grad for p in both.parameters())
     both.zero_grad()
+    widest = 0.0
     total, plain = torch.tensor(0.0), dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
     for i, r in enumerate(replies):
         n = len(r.ids)
@@ -209,11 +210,13 @@ def test_chunked_gradients_equal_plain_autograd(frozen: int, monkeypatch: pytest
         value = value_loss(v, batch.values[i, :n], batch.returns[i, :n]).sum()
         total = total + policy + 0.7 * value
         ratio = (lp - batch.lp_old[i, :n]).exp().detach()
+        widest = max(widest, (ratio - 1).abs().max().item())
         outside, k3 = ((ratio < 0.8) | (ratio > 1.2)).sum(), (ratio - 1 - ratio.log()).sum()
         for name, number in zip(plain, (policy, value, outside, k3), strict=True):
             plain[name] += number.item()
     for name, number in plain.items():
         assert sum(s[name] for s in said) == pytest.approx(number, rel=1e-3), name
+    assert max(s["max_ratio_deviation"] for s in said) == pytest.approx(widest, rel=1e-3)
     assert plain["clip_fraction"] > 0
     (total / tokens).backward()
     for name, p in both.named_parameters():

@@ -1,7 +1,7 @@
 """How well attacks on models succeed, by type and size of model (2209.07858 §4, Fig 1).
 
-Every interval resamples people, because a few people make most of the attacks (naive intervals
-ignore that and are too narrow). Three values: ``rating`` (the attacker's own, 0-4), ``success`` (rating of 3 or more)
+Every interval resamples people, because a few people make most of the attacks (naive intervals ignore that and are
+too narrow). Three values: ``rating`` (the attacker's own, 0-4), ``success`` (rating of 3 or more)
 and ``harmlessness`` (the lowest preference-model score of the conversation; higher is safer).
 """
 

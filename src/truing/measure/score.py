@@ -152,10 +152,8 @@ def _with_lm(config: Scoring, compute: Any, items: Sequence[Any], lines: Sequenc
     _refuse_long(lm.too_long(items), config.file, lines)
 
     def work(items: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
-        rows = [
-            {"logprob": one.logprob, "num_tokens": one.num_tokens, "boundary": one.boundary} for one in lm.score(items)
-        ]
-        return [row if row["boundary"] else {k: v for k, v in row.items() if k != "boundary"} for row in rows]
+        found = [({"logprob": s.logprob, "num_tokens": s.num_tokens}, s.boundary) for s in lm.score(items)]
+        return [row | {"boundary": True} if spans else row for row, spans in found]
 
     def numbers_of(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
         logprobs, tokens = (np.array([float(row[name]) for row in rows]) for name in ("logprob", "num_tokens"))

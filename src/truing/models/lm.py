@@ -84,7 +84,10 @@ class LM:
             if isinstance(item, Dialogue):
                 size = len(self.encode_prompt(item)) + 1
             else:
-                head, tail, _ = split_context(*(("", item) if isinstance(item, str) else item), self.tokenizer)
+                context, continuation = ("", item) if isinstance(item, str) else item
+                if len((context + continuation).encode()) + 2 <= window:
+                    continue  # a token is a byte or more
+                head, tail, _ = split_context(context, continuation, self.tokenizer)
                 size = len(head) + len(tail)
             if size > window:
                 room = ", and a reply needs room" if isinstance(item, Dialogue) else ""
