@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       the whole loop on the packaged model, to one report (FAST=1: five minutes)"
+	@echo "make demo       the whole loop on the packaged model, to one report (FAST=1: a few minutes)"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make check      style and types"

@@ -387,7 +387,7 @@ def _expected(size: Size) -> list[str]:
     return [
         f"{replies + rollouts:,} replies of at most {size.reply_tokens} tokens ({tokens:,} in all), two preference "
         f"models, two PPO runs of {size.ppo_steps} steps.",
-        "About 25 minutes (five with --fast) on two cores; memory about 8 GiB.",
+        "About 25 minutes (a few with --fast) on two cores; memory about 8 GiB.",
     ]
 
 
