@@ -155,6 +155,8 @@ class PPOTrain(Common, Optim):
     """Nucleus in rollouts; only 1 is accepted."""
     frozen_layers: int = 0
     """Lower layers shared, frozen, by policy, reference, value and (if equal there) PM."""
+    length_neutral: bool = False
+    """Take out of each batch's scores what reply length explains: neither a longer nor a shorter reply earns by it."""
     random_reward: bool = False
     """Control: rewards are PM scores shuffled within each batch, so that they say nothing about the replies."""
     eval_every: int = 0

@@ -169,6 +169,10 @@ def test_frozen_states_are_those_of_the_model_and_train_the_top_only(monkeypatch
         members = list(dict.fromkeys([*t.pairs.chosen[chunk], *t.pairs.rejected[chunk]]))
         (pack,) = pack_sequences(t.pairs.sequences, members)
         assert (t.trunk.states(pack) - t.trunk.compute(pack)).abs().max() < 1e-5  # type: ignore[operator]
+    again = Trunk(t.pm.backbone, 2, t.pairs.sequences[:3], 80, kept=t.trunk.kept)
+    monkeypatch.setattr(again, "compute", lambda pack: pytest.fail("read a second time"))
+    (pack,) = pack_sequences(t.pairs.sequences, [2, 0])
+    assert (again.states(pack) - t.trunk.compute(pack)).abs().max() < 1e-5  # type: ignore[operator]
     kept = gradients(t, np.arange(16))
     assert kept and all("layers.2" in n or n in ("backbone.norm.weight", "head.weight") for n in kept)
     monkeypatch.setattr(pm_pairs, "free_memory", lambda: 1000)

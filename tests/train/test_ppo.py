@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from truing.data.prompts import PromptRow
 from truing.models.lm import LM
 from truing.runs import Run
+from truing.train.loop import rng
 from truing.train.ppo import PPO, train_ppo
 from truing.train.ppo_models import weights_hash
 from truing.train.ppo_setup import check
@@ -125,6 +126,25 @@ def test_random_reward_shuffles_within_the_batch() -> None:
         rewards[flag] = taken[0]
     assert not torch.equal(rewards[True], rewards[False])
     torch.testing.assert_close(rewards[True].sort().values, rewards[False].sort().values)
+
+
+def test_a_length_neutral_policy_earns_nothing_by_length() -> None:
+    """Planted: the flag ignored; what is logged as score made net too."""
+
+    def tokens(dialogues: list[Dialogue]) -> np.ndarray:
+        return 2.0 * lengths + 1.0
+
+    ppo = toy(reward_fn=tokens, length_neutral=True, stop_after=[chr(c) for c in range(32, 96)])
+    replies = ppo._sample(ppo.policy, ppo.prompts_of(0), int(rng(ppo.config.seed, 0, 1).integers(2**62)))
+    lengths = np.array([len(r.ids) for r in replies], dtype=float)
+    taken: list[torch.Tensor] = []
+    plain = ppo.advantages
+    ppo.advantages = lambda batch: (taken.append(batch.scores), plain(batch))[1]  # type: ignore[method-assign]
+    metrics = ppo.step(0)
+    assert len(set(lengths)) > 1 and metrics["length_slope"] == pytest.approx(2.0)
+    torch.testing.assert_close(taken[0], torch.full((8,), 2.0 * lengths.mean() + 1.0, dtype=torch.float32))
+    assert metrics["score_sd"] == pytest.approx(2.0 * lengths.std(), rel=1e-5)
+    assert "length_slope" not in toy().step(0)
 
 
 def test_a_reward_function_must_give_one_finite_number_each() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from ppo_toys import entropy, exact_kl
@@ -13,6 +14,7 @@ from truing.train.ppo_math import (
     explained_variance,
     gae,
     kl_estimates,
+    net_of_length,
     place_rewards,
     policy_gradient,
     policy_loss,
@@ -49,6 +51,30 @@ def test_reward_stands_on_the_last_real_token() -> None:
     assert [r.nonzero().flatten().tolist() for r in rewards] == [[0], [2], [3]]
     with pytest.raises(ValueError, match="reply 1 has no token"):
         place_rewards(torch.zeros(2), junk[:2], junk[:2], mask_of(2, 0, width=4), 0.1)
+
+
+def test_scores_net_of_length_are_residuals_of_a_fit_within_prompts() -> None:
+    """Against least squares with one intercept a prompt. Planted: one intercept for all; the mean taken out too."""
+    rng = np.random.default_rng(5)
+    prompts = np.repeat([7, 3, 9, 4], 5)
+    lengths = rng.integers(1, 30, 20) + 20 * (prompts == 9)
+    scores = 0.3 * lengths - 5.0 * (prompts == 9) + rng.normal(size=20)
+    design = np.column_stack([lengths, *(prompts == p for p in (7, 3, 9, 4))]).astype(float)
+    slope = np.linalg.lstsq(design, scores, rcond=None)[0][0]
+    given = (torch.from_numpy(x) for x in (scores, lengths, prompts))
+    net, found = net_of_length(*given)
+    assert found == pytest.approx(slope)
+    np.testing.assert_allclose(net, scores - slope * (lengths - lengths.mean()), atol=1e-12)
+    assert float(net.mean()) == pytest.approx(scores.mean())
+
+
+def test_length_is_fitted_over_the_batch_where_each_prompt_has_one_reply() -> None:
+    lengths = torch.tensor([1, 2, 3, 4])
+    net, slope = net_of_length(2.0 * lengths, lengths, torch.arange(4))
+    assert slope == pytest.approx(2.0)
+    torch.testing.assert_close(net, torch.full((4,), 5.0))
+    same, none = net_of_length(torch.tensor([1.0, 2.0]), torch.tensor([3, 3]), torch.tensor([0, 0]))
+    assert none == 0.0 and same.tolist() == [1.0, 2.0]
 
 
 def test_two_step_mdp_by_hand() -> None:

@@ -45,7 +45,7 @@ class Engine:
         pad: int = 0,
         *,
         budget: int = 2048,
-        max_batch: int = 128,
+        max_batch: int = 256,
         cache_bytes: int = 1 << 30,
     ) -> None:
         self.model, self.pad = model, pad

@@ -33,6 +33,7 @@ from truing.recipes.demo_setup import (
     CAREFUL,
     FAST,
     FULL,
+    PACK,
     READERS,
     SENTENCE_ENDS,
     Parts,
@@ -44,6 +45,7 @@ from truing.recipes.demo_setup import (
     judged,
     load_json,
     load_lines,
+    score_above,
     split_prompts,
     write_comparisons,
     write_prompts,
@@ -51,6 +53,7 @@ from truing.recipes.demo_setup import (
 from truing.runs import Run, atomic_write, sweep
 from truing.text import to_hh
 from truing.train.pm import train_pm
+from truing.train.pm_pairs import Kept
 from truing.train.ppo import train_ppo
 from truing.types import Attempt, Dialogue
 
@@ -77,6 +80,8 @@ class Lab:
     parts: Parts
     lm: LM
     spent: dict[str, float] = field(default_factory=dict)
+    kept: Kept = field(default_factory=dict)
+    """What the frozen trunk, the same for all preference models, has read."""
 
     @property
     def path(self) -> Path:
@@ -99,10 +104,10 @@ class Lab:
     def scores(self, pm: str, replies: str) -> dict[Dialogue, float]:
         """What a preference model says of a file's replies; read once, then kept in the run."""
         asked_for = [self.dialogue(row) for row in load_lines(self.path / f"replies_{replies}.jsonl")]
-        kept = self.path / f"scores_{pm}_{replies}.json"
-        if not kept.exists():
-            atomic_write(kept, json.dumps(self.pm(pm).score(asked_for).tolist()))
-        return dict(zip(asked_for, load_json(kept), strict=True))
+        left = self.path / f"scores_{pm}_{replies}.json"
+        if not left.exists():
+            atomic_write(left, json.dumps(score_above(self.pm(pm), self.frozen, asked_for, self.kept).tolist()))
+        return dict(zip(asked_for, load_json(left), strict=True))
 
     def dialogue(self, row: Mapping[str, Any]) -> Dialogue:
         """The prompt and the reply of a row, as a dialogue."""
@@ -198,7 +203,7 @@ def pm_config(lab: Lab, name: str, data: str) -> PMTrain:
         head_learning_rate=1e-3,
         schedule="linear",
         warmup_samples=96 * READERS,
-        tokens_per_pack=512,
+        tokens_per_pack=PACK,
         seed=lab.config.seed,
         out=lab.path / name,
         **_machine(lab),
@@ -207,7 +212,7 @@ def pm_config(lab: Lab, name: str, data: str) -> PMTrain:
 
 def first_pm(lab: Lab) -> None:
     """Train on the choices; held-out prompts are in no training pair."""
-    train_pm(pm_config(lab, "pm-1", str(lab.path / "comparisons_1.jsonl")), lm=lab.lm)
+    train_pm(pm_config(lab, "pm-1", str(lab.path / "comparisons_1.jsonl")), lm=lab.lm, kept=lab.kept)
 
 
 # (c) RLHF and its control
@@ -216,7 +221,7 @@ def first_pm(lab: Lab) -> None:
 def rlhf(lab: Lab) -> None:
     """PPO against the preference model, and the same with rewards shuffled within each batch; one process each."""
     train = write_prompts(lab.path / "prompts_train.jsonl", lab.parts.train)
-    small = write_prompts(lab.path / "prompts_eval.jsonl", lab.parts.held_out[: lab.size.ppo_prompts])
+    small = write_prompts(lab.path / "prompts_eval.jsonl", lab.parts.held_out[: lab.size.ppo_eval_prompts])
     cpu = lab.lm.model.device.type == "cpu"
     configs = [
         PPOTrain(
@@ -228,14 +233,14 @@ def rlhf(lab: Lab) -> None:
             prompts_per_step=lab.size.ppo_prompts,
             samples_per_prompt=lab.size.ppo_samples,
             ppo_epochs=1,
-            minibatches=3,
             max_new_tokens=lab.size.reply_tokens,
             stop_after=SENTENCE_ENDS,
             kl_coef=0.02,
             gae_lambda=1.0,
-            learning_rate=2e-4,
-            value_learning_rate=5e-4,
+            learning_rate=3.5e-4,
+            value_learning_rate=1e-3,
             frozen_layers=lab.frozen,
+            length_neutral=True,
             random_reward=random_reward,
             seed=lab.config.seed,
             out=lab.path / name,
@@ -280,7 +285,7 @@ def second_round(lab: Lab) -> None:
     chosen = judged(lab.crowd(), lab.parts, [*first, *new], "helpful", "round2")
     before = load_comparisons([str(lab.path / "comparisons_1.jsonl")])
     data = write_comparisons(lab.path / "comparisons_2.jsonl", [*before, *chosen])
-    train_pm(pm_config(lab, "pm-2", data), lm=lab.lm)
+    train_pm(pm_config(lab, "pm-2", data), lm=lab.lm, kept=lab.kept)
     rows = load_lines(lab.path / "replies_rlhf.jsonl")
     fresh = judged(lab.crowd(), lab.parts, rows, "helpful", "held-out-2")
     write_comparisons(lab.path / "held_out_2.jsonl", fresh)
@@ -299,7 +304,7 @@ def rate_arms(lab: Lab) -> None:
     n = lab.size.eval_replies
     arms["best-of-4"] = []
     for start in range(0, len(scores), n):
-        best = arms["base"][start + int(np.argmax(scores[start : start + n]))]
+        best = arms["base"][start + int(np.argmax(scores[start : start + 4]))]
         arms["best-of-4"] += [{**best, "arm": "best-of-4"}] * n
     write_rows(lab.path / "replies_best.jsonl", arms["best-of-4"][::n])
     crowd, games = lab.crowd(), []
@@ -387,7 +392,7 @@ def _expected(size: Size) -> list[str]:
     return [
         f"{replies + rollouts:,} replies of at most {size.reply_tokens} tokens ({tokens:,} in all), two preference "
         f"models, two PPO runs of {size.ppo_steps} steps.",
-        "About 25 minutes (a few with --fast) on two cores; memory about 8 GiB.",
+        "About 20 minutes (a few with --fast) on two cores; memory about 8 GiB.",
     ]
 
 

@@ -9,13 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from truing.collect.crowd import Crowd, Reply
 from truing.collect.gold import gold
 from truing.data.comparisons import comparison_to_row
 from truing.data.files import read_rows, write_rows
 from truing.data.prompts import Prompt, helpful_prompts, red_team_prompts
+from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.models.split import fold_temperature
+from truing.train.pm_pairs import Kept, Trunk, pack_sequences
 from truing.train.progress import counting
 from truing.types import Comparison, Dialogue, Kind, Turn
 
@@ -38,10 +43,13 @@ class Size:
     replies: int
     """Replies per training prompt."""
     eval_replies: int
+    """Replies per held-out prompt and arm, four of them at least: best-of-4 takes the first four."""
     reply_tokens: int
     ppo_steps: int
     ppo_prompts: int
     ppo_samples: int
+    ppo_eval_prompts: int
+    """Held-out prompts on which PPO measures KL and score."""
     round_prompts: int
     choices: int
     judged: int
@@ -59,6 +67,8 @@ class Size:
         return self.eval_prompts * self.eval_replies
 
 
+PACK = 512
+"""Tokens that a preference model reads together."""
 READERS = 3
 """Simulated workers who judge each pair."""
 FULL = Size(
@@ -66,11 +76,12 @@ FULL = Size(
     eval_prompts=80,
     attacks=24,
     replies=6,
-    eval_replies=4,
+    eval_replies=6,
     reply_tokens=40,
     ppo_steps=10,
     ppo_prompts=12,
     ppo_samples=8,
+    ppo_eval_prompts=8,
     round_prompts=32,
     choices=120,
     judged=32,
@@ -80,11 +91,12 @@ FAST = Size(
     eval_prompts=8,
     attacks=6,
     replies=4,
-    eval_replies=2,
+    eval_replies=4,
     reply_tokens=24,
     ppo_steps=3,
     ppo_prompts=4,
     ppo_samples=2,
+    ppo_eval_prompts=4,
     round_prompts=6,
     choices=24,
     judged=6,
@@ -154,6 +166,17 @@ def draw_replies(
                 | {"tokens": len(sample.token_ids), "gold": found.score, "system": system, "seed": sample.seed}
             )
     return rows
+
+
+def score_above(pm: PreferenceModel, k: int, dialogues: Sequence[Dialogue], kept: Kept) -> np.ndarray:
+    """Centred scores [N] of last replies; ``kept`` holds what the lower ``k`` layers have read, and is added to."""
+    sequences = [np.array(pm.pm_ids(d), dtype=np.int64) for d in dialogues]
+    trunk = Trunk(pm.backbone, k, sequences, PACK, kept=kept)
+    out = np.empty(len(sequences))
+    with torch.no_grad():
+        for pack in pack_sequences(sequences, range(len(sequences)), PACK):
+            out[pack.members] = pm.project(trunk.last(pack)).double().cpu().numpy()
+    return out - pm.reference_mean
 
 
 def judged(crowd: Crowd, parts: Parts, rows: Sequence[Mapping[str, Any]], kind: Kind, tag: str) -> list[Comparison]:

@@ -164,7 +164,11 @@ def honesty_numbers(lab: Lab) -> dict[str, Any]:
 
 
 def judge_claims(numbers: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """What the demo claims, and whether its own numbers bear it out at two standard errors."""
+    """What the demo claims, and whether its own numbers bear it out at two standard errors.
+
+    RLHF's gain is one that passes three tests: all replies, finished ones, like length. A control, one random walk of
+    a few nats, passes one of them now and then: it shows such a gain if it passes all; what it passes is named.
+    """
     kl = value(numbers["kl/rlhf"])
     at = f" at a KL of {kl:.2f} nats" if kl is not None else ""
     claims = [
@@ -175,8 +179,10 @@ def judge_claims(numbers: Mapping[str, Any]) -> list[tuple[str, bool]]:
         ("RLHF raises gold among finished replies", exceeds(numbers["gain/rlhf/finished"])),
         ("RLHF raises gold among replies of like length", exceeds(numbers["gain/rlhf/matched"])),
     ]
-    shuffled = any(exceeds(numbers[f"gain/control{part}"]) for part in ("", "/finished", "/matched"))
-    return [*claims, ("shuffled rewards show no such gain", not shuffled)]
+    parts = {"": "all", "/finished": "finished", "/matched": "like length"}
+    shuffled = [name for part, name in parts.items() if exceeds(numbers[f"gain/control{part}"])]
+    found = f" (they pass {len(shuffled)} of the three tests: {', '.join(shuffled)})" if shuffled else ""
+    return [*claims, (f"shuffled rewards show no such gain{found}", len(shuffled) < len(parts))]
 
 
 # Figures

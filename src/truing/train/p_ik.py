@@ -25,7 +25,6 @@ from truing import stats
 from truing.configs import PIKTrain
 from truing.data.files import write_rows
 from truing.data.quiz import question_prompt, split_questions
-from truing.models import split
 from truing.models.heads import PIK
 from truing.models.lm import LM
 from truing.models.tree import Pack
@@ -145,14 +144,6 @@ class PIKTrainer:
         """Autocast to bf16 where the run chose it; weights, head and loss stay float32."""
         return nullcontext() if self.autocast is None else torch.autocast(self.model.device.type, dtype=self.autocast)
 
-    def hidden(self, pack: Pack) -> Tensor:
-        """Last hidden states [members, H] at the prompts' last tokens, with gradient."""
-        pack = pack.to(self.model.device)
-        states = self.trunk.states(pack)
-        with self.precision():
-            found = split.top_hidden(self.model.backbone, pack, states, self.config.frozen_layers)
-        return found[torch.stack([path[-1] for path in pack.paths])]
-
     def packs(self, rows: Sequence[int]) -> list[Pack]:
         """Packs of some prompts, within the token budget."""
         return pack_sequences(self.sequences, list(rows), self.config.tokens_per_pack)
@@ -164,7 +155,7 @@ class PIKTrainer:
         The head has no bias, and at small learning rates it would spend the pass on finding the base rate.
         """
         rows = np.unique(np.linspace(0, self.num_train - 1, min(self.num_train, START_ROWS)).astype(int))
-        mean = torch.cat([self.hidden(pack).float() for pack in self.packs(rows.tolist())]).mean(0)
+        mean = torch.cat([self.trunk.last(pack).float() for pack in self.packs(rows.tolist())]).mean(0)
         share = (self.rates[: self.num_train].double().sum().item() + 0.5) / (self.num_train + 1)
         gap = math.log(share / (1 - share)) - float(self.model.project(mean[None]))
         self.model.head.weight += gap * mean / mean.dot(mean)
@@ -194,7 +185,7 @@ class PIKTrainer:
         """Add the gradient of the batch's mean loss, pack by pack; returns loss and tokens computed."""
         loss, tokens = 0.0, 0
         for pack in self.packs(batch):
-            logits = self.model.project(self.hidden(pack))
+            logits = self.model.project(self.trunk.last(pack))
             share = p_ik_loss(logits, self.rates[pack.members].to(logits.device)) * (len(pack.members) / len(batch))
             share.backward()
             loss += share.item()
@@ -206,7 +197,7 @@ class PIKTrainer:
         """Logits float64 [N] of the held-out prompts, in order."""
         out = np.empty(len(self.sequences))
         for pack in self.packs(range(self.num_train, len(self.sequences))):
-            out[pack.members] = self.model.project(self.hidden(pack)).double().cpu().numpy()
+            out[pack.members] = self.model.project(self.trunk.last(pack)).double().cpu().numpy()
         return out[self.num_train :]
 
     def evaluate(self, steps_done: int) -> dict[str, float]:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from truing.configs import PMTrain
 from truing.data.files import write_rows
-from truing.models import split
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.models.tree import Pack
@@ -32,7 +31,7 @@ from truing.stats import Interval, ece
 from truing.text import to_hh
 from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, set_lr, train
 from truing.train.pm_numbers import confidence, correctness, kinds_line, losses, preference_numbers, reliability_of
-from truing.train.pm_pairs import Pairs, Trunk, batches, chunks, pack_sequences, tokenize
+from truing.train.pm_pairs import Kept, Pairs, Trunk, batches, chunks, pack_sequences, tokenize
 from truing.train.pm_setup import check, check_lengths, data_hash, data_of, start
 from truing.types import Comparison
 
@@ -57,12 +56,14 @@ def train_pm(
     comparisons: Sequence[Comparison] | None = None,
     eval_comparisons: Sequence[Comparison] | None = None,
     lm: LM | None = None,
+    kept: Kept | None = None,
 ) -> Run | dict[str, Any]:
     """Train a preference model; the verb ``pm train``. The same call again resumes the run or returns it.
 
     ``comparisons`` and ``eval_comparisons`` stand in for the files the config names, ``lm`` for a loaded
-    ``config.init``. The run holds the model as a Hugging Face folder ``model/``. With ``dry_run`` returns what it
-    would cost. Raises ValueError for options and data that cannot be used.
+    ``config.init``; ``kept`` hands on what its frozen layers have read before (`pm_pairs.Trunk`). The run holds
+    the model as a Hugging Face folder ``model/``. With ``dry_run`` returns what it would cost. Raises ValueError for
+    options and data that cannot be used.
     """
     check(config)
     notes: list[str] = []
@@ -80,7 +81,7 @@ def train_pm(
         _say(note)
     compute = run.compute(config)
     autocast = None if compute.dtype == torch.float32 else compute.dtype
-    trainer = PMTrainer(config, start(config, compute.device, lm), train_set, held_out, autocast=autocast)
+    trainer = PMTrainer(config, start(config, compute.device, lm), train_set, held_out, autocast=autocast, kept=kept)
     ending = train(
         run,
         state=trainer.state,
@@ -105,6 +106,7 @@ class PMTrainer:
         held_out: Sequence[Comparison] = (),
         *,
         autocast: torch.dtype | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.config, self.pm, self.autocast = config, pm, autocast
         self.train_set, self.held_out = list(train_set), list(held_out)
@@ -113,9 +115,8 @@ class PMTrainer:
         self.steps_per_epoch = math.ceil(len(self.train_set) / config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         say = _say if config.frozen_layers else lambda _: None
-        self.trunk = Trunk(
-            pm.backbone, config.frozen_layers, self.pairs.sequences, config.tokens_per_pack, self.precision, say
-        )
+        k, budget = config.frozen_layers, config.tokens_per_pack
+        self.trunk = Trunk(pm.backbone, k, self.pairs.sequences, budget, self.precision, say, kept)
         head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
         self.optimizer = make_optimizer(
             [
@@ -144,11 +145,7 @@ class PMTrainer:
 
     def scores(self, pack: Pack) -> Tensor:
         """Raw scores [members] at the end-of-context tokens of a pack, with gradient, float32."""
-        pack = pack.to(self.pm.device)
-        states = self.trunk.states(pack)
-        with self.precision():
-            hidden = split.top_hidden(self.pm.backbone, pack, states, self.config.frozen_layers)
-        return self.pm.project(hidden[torch.stack([path[-1] for path in pack.paths])])
+        return self.pm.project(self.trunk.last(pack))
 
     def step(self, step: int) -> dict[str, float]:
         """One optimiser step on the batch that follows from (seed, step)."""

@@ -121,11 +121,16 @@ def pack_sequences(sequences: Sequence[np.ndarray], members: Sequence[int], budg
     return packs
 
 
+Kept = dict[bytes, tuple[Tensor, Tensor]]
+"""A sequence's ids as bytes → a trunk's states of the pack it stood in, and the places of its tokens there."""
+
+
 class Trunk:
     """States of all sequences after the frozen lower ``k`` layers: computed once, handed out pack by pack.
 
     They are kept in memory in the dtype they were computed in. Where they would take more than half of the memory
     that is free they are computed at every use instead; ``say`` is told either way. k = 0: nothing is frozen.
+    ``kept`` holds what an earlier trunk of the same lower layers has read, and is added to.
     """
 
     def __init__(
@@ -136,12 +141,15 @@ class Trunk:
         budget: int,
         precision: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
         say: Callable[[str], None] = lambda _: None,
+        kept: Kept | None = None,
     ) -> None:
         self.model, self.k, self.precision = model, k, precision
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # sequence -> states of its pack, places of its tokens in it
-        if k == 0 or not sequences:
+        self.names = [s.tobytes() for s in sequences]
+        self.kept: Kept = {} if kept is None else kept
+        new = [i for i, name in enumerate(self.names) if name not in self.kept]
+        if k == 0 or not new:
             return
-        packs = pack_sequences(sequences, range(len(sequences)), budget)
+        packs = pack_sequences(sequences, new, budget)
         tokens = sum(map(len, packs))
         cost, free = tokens * split.unwrap(model).config.hidden_size * 4, free_memory()
         size = f"states of {tokens:,} tokens after {k} frozen layers ({cost / 2**20:,.0f} MiB)"
@@ -154,7 +162,7 @@ class Trunk:
             states = self.compute(pack.to(device))
             assert states is not None
             for member, path in zip(pack.members, pack.paths, strict=True):
-                self.kept[member] = (states.cpu(), path)
+                self.kept[self.names[member]] = (states.cpu(), path)
 
     def compute(self, pack: Pack) -> Tensor | None:
         """States [T, H] of a pack from its ids, without gradient; None for k = 0."""
@@ -163,14 +171,21 @@ class Trunk:
 
     def states(self, pack: Pack) -> Tensor | None:
         """States [T, H] of a pack whose members are sequences; None for k = 0."""
-        if not self.kept:
+        known = [self.kept.get(self.names[member]) for member in pack.members]
+        if known[0] is None or None in known:
             return self.compute(pack)
-        first = self.kept[pack.members[0]][0]
-        out = torch.empty(len(pack), first.shape[1], dtype=first.dtype)
-        for member, path in zip(pack.members, pack.paths, strict=True):
-            states, places = self.kept[member]
+        out = torch.empty(len(pack), known[0][0].shape[1], dtype=known[0][0].dtype)
+        for (states, places), path in zip(filter(None, known), pack.paths, strict=True):
             out[path.cpu()] = states[places]
         return out.to(pack.ids.device)
+
+    def last(self, pack: Pack) -> Tensor:
+        """Last hidden states [members, H] at the end of each member of a pack, with gradient."""
+        pack = pack.to(next(self.model.parameters()).device)
+        states = self.states(pack)
+        with self.precision():
+            hidden = split.top_hidden(self.model, pack, states, self.k)
+        return hidden[torch.stack([path[-1] for path in pack.paths])]
 
 
 def free_memory() -> int | None:

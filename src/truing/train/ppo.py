@@ -42,24 +42,23 @@ from truing.train.ppo_math import (
     explained_variance,
     gae,
     kl_estimates,
+    net_of_length,
     place_rewards,
     whiten,
 )
 from truing.train.ppo_models import build_models, weights_hash
-from truing.train.ppo_setup import check, data_hash, expected, prompt_rows, short_enough, tell_overlap
+from truing.train.ppo_setup import check, data_hash, expected, prompt_rows, short_enough, stand_ins, tell_overlap
 from truing.types import Dialogue
 
 __all__ = [
-    "PPO", "explained_variance", "gae", "kl_estimates", "place_rewards", "policy_accuracy", "train_ppo",
-    "whiten",
+    "PPO", "explained_variance", "gae", "kl_estimates", "net_of_length", "place_rewards", "policy_accuracy",
+    "train_ppo", "whiten",
 ]  # fmt: skip
 
 RewardFn = Callable[[list[Dialogue]], np.ndarray]
 RATIO_TOLERANCE = 1e-5
 CPU_PACK = 512
 """Most tokens in a pack on a CPU, where attention pays for masked-out places; one prompt's replies fit."""
-EVAL_REPLIES = 128
-"""Replies of one evaluation when no held-out prompts are given and training prompts stand in for them."""
 
 
 def train_ppo(
@@ -142,13 +141,7 @@ class PPO:
         self.notes: list[str] = []
         self.prompts = short_enough(prompts, lm, config.max_new_tokens, self.notes)
         tell_overlap(self.prompts, eval_prompts, self.notes)
-        if not eval_prompts:
-            count = max(1, EVAL_REPLIES // config.samples_per_prompt)
-            order = rng(config.seed, 2).permutation(len(self.prompts))[:count]
-            eval_prompts = [self.prompts[i] for i in order]
-            self.notes.append(
-                f"No held-out prompts were given: gain and KL are measured on {len(eval_prompts)} training prompts."
-            )
+        eval_prompts = eval_prompts or stand_ins(self.prompts, config, self.notes)
         self.eval_prompts = short_enough(eval_prompts, lm, config.max_new_tokens, self.notes)
         self.models = build_models(lm, pm, config.frozen_layers)
         self.policy = lm.with_model(self.models.policy)
@@ -177,10 +170,10 @@ class PPO:
                 f"Self-check failed: before any update the policy's KL to the reference is {batch.kl.abs().max():.3g}, "
                 "not 0. The policy must start as an exact copy of the reference."
             )
-        if self.config.random_reward:
-            order = rng(self.config.seed, step, 3).permutation(len(replies))
-            batch.scores = batch.scores[torch.from_numpy(order).to(batch.scores.device)]
+        scores = batch.scores
+        batch.scores, slope = self.paid(scores, replies, batch.mask.sum(1), step)
         rewards = self.advantages(batch)
+        batch.scores = scores
         learned = self.update(groups, batch, step)
         now = weights_hash(self.models.reference)
         if now != self.reference_hash:
@@ -189,6 +182,7 @@ class PPO:
         return {
             **learned,
             **describe(replies, batch, rewards, names),
+            **slope,
             "reference_hash": now,
             "samples": self.samples_seen(step + 1),
             **{f"seconds_{name}": round(value, 3) for name, value in self.seconds.items()},
@@ -237,6 +231,19 @@ class PPO:
                 scores = self._score([r.dialogue for r in replies])
         batch.scores = torch.as_tensor(np.asarray(scores, dtype=np.float32)).to(device)
         return groups, batch
+
+    def paid(
+        self, scores: Tensor, replies: Sequence[Reply], lengths: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """What replies earn: their scores [N], shuffled for a control, net of their length where that was asked for."""
+        if self.config.random_reward:
+            order = rng(self.config.seed, step, 3).permutation(len(replies))
+            scores = scores[torch.from_numpy(order).to(scores.device)]
+        if not self.config.length_neutral:
+            return scores, {}
+        prompts = torch.tensor([r.prompt for r in replies], device=scores.device)
+        scores, slope = net_of_length(scores, lengths, prompts)
+        return scores, {"length_slope": slope}
 
     def advantages(self, batch: Batch) -> Tensor:
         """Fill in whitened advantages and value targets; returns the rewards [N, L]."""
@@ -316,6 +323,8 @@ class PPO:
         notes = [*self.notes, *warnings(before, after)]
         if self.config.random_reward:
             notes.append("Control run: rewards were shuffled within each batch; what was gained is not due to them.")
+        if self.config.length_neutral:
+            notes.append("What reply length explains was taken out of every batch's scores: they pay for no length.")
         if self.config.gamma < 1:
             notes.append(f"gamma is {self.config.gamma}: with it the objective is not PM − λ·KL of whole replies.")
         run.finish(numbers(before, after, self.config.seed), notes)

@@ -10,8 +10,11 @@ from truing.data.comparisons import conversation_key
 from truing.data.prompts import PromptRow, load_prompt_rows
 from truing.models.lm import LM
 from truing.text import to_hh
-from truing.train.loop import check_optim
+from truing.train.loop import check_optim, rng
 from truing.types import Dialogue
+
+EVAL_REPLIES = 128
+"""Replies of one evaluation when no held-out prompts are given and training prompts stand in for them."""
 
 
 def check(config: PPOTrain) -> None:
@@ -61,6 +64,14 @@ def short_enough(rows: Sequence[PromptRow], lm: LM, max_new_tokens: int, notes: 
     if len(kept) < len(rows):
         notes.append(f"{len(rows) - len(kept)} of {len(rows)} prompts were left out: too long for the model.")
     return kept
+
+
+def stand_ins(prompts: Sequence[PromptRow], config: PPOTrain, notes: list[str]) -> list[PromptRow]:
+    """Training prompts to evaluate on where no held-out ones were given; ``notes`` says so."""
+    count = max(1, EVAL_REPLIES // config.samples_per_prompt)
+    chosen = [prompts[i] for i in rng(config.seed, 2).permutation(len(prompts))[:count]]
+    notes.append(f"No held-out prompts were given: gain and KL are measured on {len(chosen)} training prompts.")
+    return chosen
 
 
 def tell_overlap(prompts: Sequence[PromptRow], held_out: Sequence[PromptRow], notes: list[str]) -> None:
