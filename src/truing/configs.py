@@ -12,6 +12,11 @@ from typing import Annotated, Literal
 import tyro
 
 
+def shown(metavar: str) -> object:
+    """What the help calls a positional argument."""
+    return tyro.conf.arg(metavar=metavar)
+
+
 def alias(*names: str) -> object:
     """Other names under which a flag is accepted (Hugging Face users' words)."""
     return tyro.conf.arg(aliases=[f"--{n}" for n in names])
@@ -101,9 +106,9 @@ class PMTrain(Common, Optim):
 class PMEval(Common):
     """Accuracy and calibration of a preference model on comparisons (2204.05862 §3.2-3.3)."""
 
-    pm: tyro.conf.Positional[str]
+    pm: Annotated[tyro.conf.Positional[str], shown("PM")]
     """Preference model: a run or a folder."""
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
     """Comparisons."""
     max_length: int = 1024
     """Tokens a dialogue may have."""
@@ -156,7 +161,7 @@ class PPOTrain(Common, Optim):
     frozen_layers: int = 0
     """Lower layers shared, frozen, by policy, reference, value and (if equal there) PM."""
     length_neutral: bool = False
-    """Take out of each batch's scores what reply length explains: neither a longer nor a shorter reply earns by it."""
+    """Take the line in reply length, fitted within prompts, out of each batch's scores: length alone earns nothing."""
     random_reward: bool = False
     """Control: rewards are PM scores shuffled within each batch, so that they say nothing about the replies."""
     eval_every: int = 0
@@ -173,9 +178,9 @@ class PPOTrain(Common, Optim):
 class Sampling(Common):
     """Sample replies from a model."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
     """Any model name truing knows."""
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
     """Rows with 'prompt' (text or messages)."""
     n: int = 1
     """Replies per prompt."""
@@ -201,9 +206,9 @@ class Sampling(Common):
 class Scoring(Common):
     """Score texts with a language model (nats) or dialogues with a preference model."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
     """Language model or preference model."""
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
     """Rows: text; context and continuation; prompt, chosen and rejected; or dialogue."""
     raw: bool = False
     """Preference model: scores as the head gives them, not centred."""
@@ -215,7 +220,7 @@ class Scoring(Common):
 class Chat(Common):
     """Talk with a model in the terminal."""
 
-    model: tyro.conf.Positional[str] = "smollm2"
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")] = "smollm2"
     """Any model name truing knows."""
     pm: str | None = None
     """Show this preference model's score of every reply."""
@@ -235,7 +240,7 @@ class Chat(Common):
 class EloConfig(Common):
     """Elo with intervals from comparisons (2204.05862 App B.5)."""
 
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
     """Rows {"a","b","winner","conversation"[,"worker"]}."""
     anchor: str | None = None
     """Arm whose Elo is 0; default: the first in the file."""
@@ -245,7 +250,7 @@ class EloConfig(Common):
 class DataCheck(Common):
     """What is in a file and what is wrong with it."""
 
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
     """Any known format."""
     strict: bool = False
     """Exit with 3 if anything is wrong."""
@@ -255,9 +260,9 @@ class DataCheck(Common):
 class DataConvert(Common):
     """Between formats; writes the file TARGET."""
 
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
     """Any known format."""
-    target: tyro.conf.Positional[str]
+    target: Annotated[tyro.conf.Positional[str], shown("TARGET")]
     """File to write: .jsonl, .json, .csv (each also .gz) or .parquet."""
     to: Literal["truing", "hh", "trl"] = "truing"
     """Columns: ours, HH two-column text, TRL conversational."""
@@ -276,7 +281,7 @@ class Doctor(Common):
 class Runs(Common):
     """What runs there are."""
 
-    folder: tyro.conf.Positional[str] = "runs"
+    folder: Annotated[tyro.conf.Positional[str], shown("FOLDER")] = "runs"
     """Folder to look in."""
 
 
@@ -284,7 +289,7 @@ class Runs(Common):
 class ReportConfig(Common):
     """Rebuild or combine pages."""
 
-    runs: tyro.conf.Positional[list[str]]
+    runs: Annotated[tyro.conf.Positional[list[str]], shown("RUN…")]
     """Run folders."""
 
 
@@ -292,9 +297,9 @@ class ReportConfig(Common):
 class Compare(Common):
     """Paired differences of two runs' numbers with intervals."""
 
-    a: tyro.conf.Positional[str]
+    a: Annotated[tyro.conf.Positional[str], shown("RUN")]
     """Run."""
-    b: tyro.conf.Positional[str]
+    b: Annotated[tyro.conf.Positional[str], shown("RUN")]
     """Run."""
 
 
@@ -302,9 +307,9 @@ class Compare(Common):
 class Choices(Common):
     """Calibration on multiple choice (2207.05221 §3)."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
     """Language model."""
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
     """Rows {"question","choices","answer"}."""
     shots: int = 0
     """Solved questions shown first (taken from the file, never the question itself)."""
@@ -316,9 +321,9 @@ class Choices(Common):
 class PTrue(Common):
     """P(True) (2207.05221 §4)."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
     """Language model."""
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
     """Rows {"question","answers"}."""
     samples: int = 5
     """Answers brainstormed and judged per question."""

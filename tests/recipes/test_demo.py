@@ -56,7 +56,9 @@ def test_claims_hold_at_two_standard_errors_and_fail_below() -> None:
     assert not judge_claims(numbers(0.3, 0.3))[-1][1]  # a control that gains as well spoils the claim
     one = numbers(0.3, 0.0) | {"gain/control/matched": numbers(0.3, 0.3)["gain/control/matched"]}
     text, holds = judge_claims(one)[-1]
-    assert holds and text.endswith("(they pass 1 of the three tests: like length)"), "what a control passes is named"
+    assert not holds and text.endswith("(they pass 1 of the three tests: like length)"), (
+        "what a control passes is named"
+    )
 
 
 def test_gains_look_at_finished_replies_apart() -> None:

@@ -22,7 +22,7 @@ from truing.train import pm_pairs
 from truing.train.loop import rng
 from truing.train.pm import PMTrainer, pm_loss, train_pm
 from truing.train.pm_numbers import preference_numbers
-from truing.train.pm_pairs import Trunk, batches, chunks, pack_sequences, tokenize
+from truing.train.pm_pairs import Kept, Trunk, batches, chunks, pack_sequences, tokenize
 from truing.types import Comparison, Dialogue
 
 QUICK: dict[str, Any] = {"device": "cpu", "dtype": "float32", "threads": 1}
@@ -169,10 +169,6 @@ def test_frozen_states_are_those_of_the_model_and_train_the_top_only(monkeypatch
         members = list(dict.fromkeys([*t.pairs.chosen[chunk], *t.pairs.rejected[chunk]]))
         (pack,) = pack_sequences(t.pairs.sequences, members)
         assert (t.trunk.states(pack) - t.trunk.compute(pack)).abs().max() < 1e-5  # type: ignore[operator]
-    again = Trunk(t.pm.backbone, 2, t.pairs.sequences[:3], 80, kept=t.trunk.kept)
-    monkeypatch.setattr(again, "compute", lambda pack: pytest.fail("read a second time"))
-    (pack,) = pack_sequences(t.pairs.sequences, [2, 0])
-    assert (again.states(pack) - t.trunk.compute(pack)).abs().max() < 1e-5  # type: ignore[operator]
     kept = gradients(t, np.arange(16))
     assert kept and all("layers.2" in n or n in ("backbone.norm.weight", "head.weight") for n in kept)
     monkeypatch.setattr(pm_pairs, "free_memory", lambda: 1000)
@@ -374,3 +370,21 @@ def test_numbers_of_score_gaps_by_hand() -> None:
     assert value("brier") == pytest.approx(np.mean([(1 - p) ** 2 for p in sigmoid]))
     assert value("loss") == pytest.approx(np.mean([-math.log(p) for p in sigmoid]))
     assert numbers["accuracy/harmless"].n == 2 and numbers["ece_null_95"].low is None
+
+
+def test_what_a_trunk_has_read_is_not_read_again_and_belongs_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the states handed on ignored; those of another model, or of another depth, taken."""
+    rows, _ = planted(16, prompts=5)
+    pm, kept = PreferenceModel.new(toy_lm(layers=3), frozen_layers=2), Kept()
+    t = PMTrainer(config(frozen_layers=2, tokens_per_pack=80, batch_size=16), pm, rows, kept=kept)
+    (pack,) = pack_sequences(t.pairs.sequences, [2, 0])
+    wanted = t.trunk.compute(pack)
+    monkeypatch.setattr(Trunk, "compute", lambda self, pack: pytest.fail("read a second time"))
+    again = Trunk(t.pm.backbone, 2, t.pairs.sequences[:3], 80, kept=kept)
+    assert (again.states(pack) - wanted).abs().max() < 1e-5  # type: ignore[operator]
+    model = new_model("llama", layers=3, width=32, heads=2, max_positions=1024, seed=5)
+    other = PreferenceModel.new(LM(model, byte_tokenizer()), frozen_layers=2)
+    for model, k in ((other.backbone, 2), (t.pm.backbone, 1)):
+        with pytest.raises(ValueError, match="read by another trunk"):
+            Trunk(model, k, t.pairs.sequences, 80, kept=kept)
+    assert not Trunk(other.backbone, 0, t.pairs.sequences, 80, kept=kept).kept

@@ -50,7 +50,7 @@ def test_self_checks_stop_a_wrong_start() -> None:
     ppo = toy()
     replies = ppo._sample(ppo.policy, ppo.prompts_of(0), 5)
     groups, batch = ppo.look(replies)
-    ppo.advantages(batch)
+    ppo.advantages(batch, batch.scores)
     batch.lp_old += 1e-3  # as if they came from elsewhere
     with pytest.raises(ValueError, match="probability ratio is off 1"):
         ppo.update(groups, batch, 0)
@@ -121,7 +121,7 @@ def test_random_reward_shuffles_within_the_batch() -> None:
         ppo = toy(random_reward=flag)
         taken = []
         plain = ppo.advantages
-        ppo.advantages = lambda batch, plain=plain, taken=taken: (taken.append(batch.scores), plain(batch))[1]  # type: ignore[method-assign]
+        ppo.advantages = lambda b, paid, plain=plain, taken=taken: (taken.append(paid), plain(b, paid))[1]  # type: ignore[method-assign]
         ppo.step(0)
         rewards[flag] = taken[0]
     assert not torch.equal(rewards[True], rewards[False])
@@ -129,7 +129,9 @@ def test_random_reward_shuffles_within_the_batch() -> None:
 
 
 def test_a_length_neutral_policy_earns_nothing_by_length() -> None:
-    """Planted: the flag ignored; what is logged as score made net too."""
+    """Planted: the flag ignored; the slope applied between prompts; what is logged as score made net too."""
+    with pytest.raises(ValueError, match="too few for it"):
+        check(config(length_neutral=True, samples_per_prompt=1))
 
     def tokens(dialogues: list[Dialogue]) -> np.ndarray:
         return 2.0 * lengths + 1.0
@@ -139,10 +141,11 @@ def test_a_length_neutral_policy_earns_nothing_by_length() -> None:
     lengths = np.array([len(r.ids) for r in replies], dtype=float)
     taken: list[torch.Tensor] = []
     plain = ppo.advantages
-    ppo.advantages = lambda batch: (taken.append(batch.scores), plain(batch))[1]  # type: ignore[method-assign]
+    ppo.advantages = lambda batch, paid: (taken.append(paid), plain(batch, paid))[1]  # type: ignore[method-assign]
     metrics = ppo.step(0)
     assert len(set(lengths)) > 1 and metrics["length_slope"] == pytest.approx(2.0)
-    torch.testing.assert_close(taken[0], torch.full((8,), 2.0 * lengths.mean() + 1.0, dtype=torch.float32))
+    means = lengths.reshape(4, 2).mean(1).repeat(2)
+    torch.testing.assert_close(taken[0], torch.from_numpy(2.0 * means + 1.0).float())
     assert metrics["score_sd"] == pytest.approx(2.0 * lengths.std(), rel=1e-5)
     assert "length_slope" not in toy().step(0)
 

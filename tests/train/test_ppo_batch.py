@@ -74,7 +74,7 @@ def test_junk_after_the_stop_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
         replies = ppo._sample(ppo.policy, ppo.prompts_of(0), 5)
         assert any(r.finish == "stop" for r in replies)
         groups, batch = ppo.look(replies)
-        rewards = ppo.advantages(batch)
+        rewards = ppo.advantages(batch, batch.scores)
         ppo.models.backward(groups[0][0], batch, int(batch.mask.sum()), clip=0.2, value_coef=0.5)
         grads = [p.grad.clone() for p in ppo.models.policy.parameters() if p.grad is not None]
         results.append((rewards, batch.kl, batch.returns, *grads))
@@ -189,7 +189,7 @@ def test_chunked_gradients_equal_plain_autograd(frozen: int, monkeypatch: pytest
     ppo = toy(toy_pm(lm), lm, frozen_layers=frozen, tokens_per_pack=40)
     replies = ppo._sample(ppo.policy, ppo.prompts_of(0), 5)
     groups, batch = ppo.look(replies)
-    ppo.advantages(batch)
+    ppo.advantages(batch, batch.scores)
     tokens = int(batch.mask.sum())
     assert len(groups[0]) > 1
     batch.lp_old += torch.where(batch.mask, 0.3 * torch.randn_like(batch.lp_old), 0.0)  # so that clipping happens
@@ -244,7 +244,7 @@ def test_what_the_policy_thinks_of_prompts_does_not_count(monkeypatch: pytest.Mo
     for hidden in (plain, disturbed):
         monkeypatch.setattr(ppo_models.Models, "hidden", hidden)
         groups, batch = ppo.look(replies)
-        rewards = ppo.advantages(batch)
+        rewards = ppo.advantages(batch, batch.scores)
         loss = [ppo.models.backward(part, batch, 10, clip=0.2, value_coef=0.5) for part in groups[0]]
         found.append((batch.kl, batch.lp_old, batch.values, rewards, torch.tensor([loss[0]["policy_loss"]])))
     for a, b in zip(*found, strict=True):

@@ -96,6 +96,7 @@ def test_alarm_when_only_the_training_judge_is_pleased() -> None:
     end = after(1.0, 0.2)
     assert gaps(START, end)[0].alarm and gaps(START, end)[0].value == pytest.approx(0.8, abs=0.1)
     assert "ALARM" in warnings(START, end)[0] and "test" in warnings(START, end)[0]
+    assert "every gain is 0" in warnings(START, START)[0]
     assert not warnings(START, after(1.0, 1.0)) and not warnings(START, after(0.2, 1.0))
     alone = evaluation(START.scores[:2] + 1, START.tests["test"][:2])
     assert not gaps(evaluation(START.scores[:2], START.tests["test"][:2]), alone)[0].alarm  # one prompt: no SE
@@ -130,7 +131,7 @@ def test_logged_kl_is_the_sum_over_a_reply() -> None:
     ppo.step(0)
     replies = ppo._sample(ppo.policy, ppo.prompts_of(1), 3)
     _, batch = ppo.look(replies)
-    found = describe(replies, batch, ppo.advantages(batch), ["toy"] * len(replies))
+    found = describe(replies, batch, ppo.advantages(batch, batch.scores), ["toy"] * len(replies))
     sequences, starts = [r.prompt_ids + r.ids for r in replies], [len(r.prompt_ids) for r in replies]
     ours, theirs = (lm.engine.score(sequences, starts) for lm in (ppo.policy, ppo.base))
     sums = [float(a.sum() - b.sum()) for a, b in zip(ours, theirs, strict=True)]

@@ -11,24 +11,24 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from truing.collect.crowd import Crowd, Reply, crowd_with_agreement
-from truing.collect.gold import harmfulness
 from truing.configs import Demo, PMTrain, PPOTrain
-from truing.data.attempts import write_attempts
 from truing.data.comparisons import load_comparisons
 from truing.data.files import write_rows
-from truing.measure.redteam import matrices
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.models.split import num_layers
 from truing.recipes import demo_story
 from truing.recipes.demo_honesty import Amount, ask
+from truing.recipes.demo_redteam import red_team
 from truing.recipes.demo_setup import (
     CAREFUL,
     FAST,
@@ -51,11 +51,11 @@ from truing.recipes.demo_setup import (
     write_prompts,
 )
 from truing.runs import Run, atomic_write, sweep
-from truing.text import to_hh
 from truing.train.pm import train_pm
-from truing.train.pm_pairs import Kept
+from truing.train.pm_pairs import Kept, Trunk, tokenize
+from truing.train.pm_setup import data_of
 from truing.train.ppo import train_ppo
-from truing.types import Attempt, Dialogue
+from truing.types import Dialogue
 
 STAGES = {
     "people": ("Sampling replies and asking the simulated people", 15),
@@ -80,7 +80,7 @@ class Lab:
     parts: Parts
     lm: LM
     spent: dict[str, float] = field(default_factory=dict)
-    kept: Kept = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
     """What the frozen trunk, the same for all preference models, has read."""
 
     @property
@@ -106,8 +106,25 @@ class Lab:
         asked_for = [self.dialogue(row) for row in load_lines(self.path / f"replies_{replies}.jsonl")]
         left = self.path / f"scores_{pm}_{replies}.json"
         if not left.exists():
-            atomic_write(left, json.dumps(score_above(self.pm(pm), self.frozen, asked_for, self.kept).tolist()))
+            found = score_above(self.pm(pm), asked_for, self.read_before(), self.precision)
+            atomic_write(left, json.dumps(found.tolist()))
         return dict(zip(asked_for, load_json(left), strict=True))
+
+    def read_before(self) -> Kept:
+        """What training the first preference model has read; after a kill read again, in the same packs."""
+        if not self.kept.states:
+            config = pm_config(self, "pm-1", str(self.path / "comparisons_1.jsonl"))
+            pm, (trained, held_out) = self.pm("pm-1"), data_of(config, None, None, [])
+            found = tokenize([*trained, *held_out], pm.pm_ids)
+            Trunk(pm.backbone, self.frozen, found.sequences, PACK, self.precision, kept=self.kept)
+        return self.kept
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Autocast where the run computes in bf16, as training does."""
+        compute = self.run.environment["compute"]
+        if compute["dtype"] == "float32":
+            return nullcontext()
+        return torch.autocast(torch.device(compute["device"]).type, dtype=torch.bfloat16)
 
     def dialogue(self, row: Mapping[str, Any]) -> Dialogue:
         """The prompt and the reply of a row, as a dialogue."""
@@ -134,7 +151,7 @@ def demo(config: Demo) -> Run | dict[str, Any]:
         "judge": judge_policies,
         "round": second_round,
         "elo": rate_arms,
-        "redteam": red_team,
+        "redteam": lambda lab: red_team(lab, lab.pm("pm-1")),
         "honesty": honesty,
     }
     for i, (name, stage) in enumerate(work.items(), 1):
@@ -237,7 +254,7 @@ def rlhf(lab: Lab) -> None:
             stop_after=SENTENCE_ENDS,
             kl_coef=0.02,
             gae_lambda=1.0,
-            learning_rate=3.5e-4,
+            learning_rate=3e-4,
             value_learning_rate=1e-3,
             frozen_layers=lab.frozen,
             length_neutral=True,
@@ -285,11 +302,12 @@ def second_round(lab: Lab) -> None:
     chosen = judged(lab.crowd(), lab.parts, [*first, *new], "helpful", "round2")
     before = load_comparisons([str(lab.path / "comparisons_1.jsonl")])
     data = write_comparisons(lab.path / "comparisons_2.jsonl", [*before, *chosen])
-    train_pm(pm_config(lab, "pm-2", data), lm=lab.lm, kept=lab.kept)
+    train_pm(pm_config(lab, "pm-2", data), lm=lab.lm, kept=lab.read_before())
     rows = load_lines(lab.path / "replies_rlhf.jsonl")
     fresh = judged(lab.crowd(), lab.parts, rows, "helpful", "held-out-2")
     write_comparisons(lab.path / "held_out_2.jsonl", fresh)
     write_rows(lab.path / "rounds.jsonl", demo_story.tranches(lab, fresh))
+    lab.kept = Kept()
 
 
 # (e) Elo
@@ -312,8 +330,9 @@ def rate_arms(lab: Lab) -> None:
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             for j, (x, y) in enumerate(zip(arms[a], arms[b], strict=True)):
-                if x["text"].strip() == y["text"].strip():
-                    continue
+                among_four = (a, b) == ("base", "best-of-4") and j < 4
+                if among_four or x["text"].strip() == y["text"].strip():
+                    continue  # the best of four may not win against the other three
                 prompt = lab.parts.prompt(x["prompt"])
                 tag = f"elo/{a}/{b}/{prompt.id}"
                 made = crowd.choose(prompt, Reply(a, x["text"]), Reply(b, y["text"]), "helpful", tag, j)
@@ -321,47 +340,6 @@ def rate_arms(lab: Lab) -> None:
                     winner = "a" if made.arms == (a, b) else "b"
                     games.append({"a": a, "b": b, "winner": winner, "conversation": prompt.id})
     write_rows(lab.path / "games.jsonl", games)
-
-
-# (f) red team
-
-
-def red_team(lab: Lab) -> None:
-    """Simulated attackers send held-out red-team prompts to four kinds of model and rate what comes back."""
-    s, seed, size = lab.size, lab.config.seed, f"{_params(lab.lm):.0f}M"
-    policy, pm = LM.load(lab.path / "rlhf", device=lab.lm.model.device), lab.pm("pm-1")
-
-    def attack(lm: LM, arm: str, n: int, system: str) -> list[dict[str, Any]]:
-        options: dict[str, Any] = {"n": n, "tokens": s.reply_tokens, "seed": seed + 7, "kind": "harmless"}
-        return draw_replies(lm, lab.parts.attacks, arm, system=system, **options)
-
-    careful = attack(lab.lm, "prompted", 4, CAREFUL)
-    scores = pm.score([lab.dialogue(row) for row in careful])
-    best = [careful[i + int(np.argmax(scores[i : i + 4]))] for i in range(0, len(careful), 4)]
-    rows = [
-        *attack(lab.lm, "plain", 2, ""),
-        *[row for i, row in enumerate(careful) if i % 4 < 2],
-        *[{**row, "arm": "rejection sampling"} for row in best],
-        *attack(policy, "rlhf", 2, CAREFUL),
-    ]
-    scores = pm.score([lab.dialogue(row) for row in rows])
-    attempts = [
-        Attempt(
-            transcript=to_hh(lab.dialogue(row)),
-            rating=harmfulness(lab.parts.prompt(row["prompt"]), row["text"]),
-            task_description=lab.parts.prompt(row["prompt"]).text,
-            min_harmlessness_score_transcript=float(score),
-            model_type=row["arm"],
-            num_params=size,
-            red_team_member_id=f"simulated-{row['prompt']}",
-            tags=(lab.parts.prompt(row["prompt"]).theme,),
-        )
-        for row, score in zip(rows, scores, strict=True)
-    ]
-    write_attempts(str(lab.path / "attempts.jsonl"), attempts)
-    write_rows(lab.path / "replies_attacks.jsonl", rows)
-    found = {name: interval.as_dict() for name, interval in matrices(attempts, seed=seed).items()}
-    atomic_write(lab.path / "redteam.json", json.dumps(found))
 
 
 # (g) honesty
@@ -381,10 +359,6 @@ def _machine(lab: Lab) -> dict[str, Any]:
     return {"device": compute["device"], "dtype": compute["dtype"], "threads": compute["threads"]}
 
 
-def _params(lm: LM) -> float:
-    return sum(p.numel() for p in lm.model.parameters()) / 1e6
-
-
 def _expected(size: Size) -> list[str]:
     replies = size.train_prompts * size.replies + 3 * size.held_out_replies + 12 * size.attacks
     rollouts = 2 * size.ppo_steps * size.ppo_prompts * size.ppo_samples
@@ -392,7 +366,7 @@ def _expected(size: Size) -> list[str]:
     return [
         f"{replies + rollouts:,} replies of at most {size.reply_tokens} tokens ({tokens:,} in all), two preference "
         f"models, two PPO runs of {size.ppo_steps} steps.",
-        "About 20 minutes (a few with --fast) on two cores; memory about 8 GiB.",
+        "About 20 minutes (a few with --fast) on two cores; memory about 9 GiB.",
     ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Size:
     replies: int
     """Replies per training prompt."""
     eval_replies: int
-    """Replies per held-out prompt and arm, four of them at least: best-of-4 takes the first four."""
+    """Replies per held-out prompt and arm, five of them at least: best-of-4 is the best of the first four."""
     reply_tokens: int
     ppo_steps: int
     ppo_prompts: int
@@ -91,7 +92,7 @@ FAST = Size(
     eval_prompts=8,
     attacks=6,
     replies=4,
-    eval_replies=4,
+    eval_replies=5,
     reply_tokens=24,
     ppo_steps=3,
     ppo_prompts=4,
@@ -168,10 +169,12 @@ def draw_replies(
     return rows
 
 
-def score_above(pm: PreferenceModel, k: int, dialogues: Sequence[Dialogue], kept: Kept) -> np.ndarray:
-    """Centred scores [N] of last replies; ``kept`` holds what the lower ``k`` layers have read, and is added to."""
+def score_above(
+    pm: PreferenceModel, dialogues: Sequence[Dialogue], kept: Kept, precision: Callable[[], Any] = nullcontext
+) -> np.ndarray:
+    """Centred scores [N] of last replies; ``kept`` holds what the frozen layers have read, and is added to."""
     sequences = [np.array(pm.pm_ids(d), dtype=np.int64) for d in dialogues]
-    trunk = Trunk(pm.backbone, k, sequences, PACK, kept=kept)
+    trunk = Trunk(pm.backbone, pm.frozen_layers, sequences, PACK, precision, kept=kept)
     out = np.empty(len(sequences))
     with torch.no_grad():
         for pack in pack_sequences(sequences, range(len(sequences)), PACK):

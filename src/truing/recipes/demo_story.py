@@ -166,8 +166,8 @@ def honesty_numbers(lab: Lab) -> dict[str, Any]:
 def judge_claims(numbers: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """What the demo claims, and whether its own numbers bear it out at two standard errors.
 
-    RLHF's gain is one that passes three tests: all replies, finished ones, like length. A control, one random walk of
-    a few nats, passes one of them now and then: it shows such a gain if it passes all; what it passes is named.
+    The intervals resample prompts, so they leave out what another run of training would give: a control, one random
+    walk of a few nats, passes a test now and then; which is named.
     """
     kl = value(numbers["kl/rlhf"])
     at = f" at a KL of {kl:.2f} nats" if kl is not None else ""
@@ -182,7 +182,7 @@ def judge_claims(numbers: Mapping[str, Any]) -> list[tuple[str, bool]]:
     parts = {"": "all", "/finished": "finished", "/matched": "like length"}
     shuffled = [name for part, name in parts.items() if exceeds(numbers[f"gain/control{part}"])]
     found = f" (they pass {len(shuffled)} of the three tests: {', '.join(shuffled)})" if shuffled else ""
-    return [*claims, (f"shuffled rewards show no such gain{found}", len(shuffled) < len(parts))]
+    return [*claims, (f"shuffled rewards show no such gain{found}", not shuffled)]
 
 
 # Figures

@@ -145,8 +145,8 @@ def _rlhf(numbers: Mapping[str, Any]) -> dict[str, Any]:
             "PPO raises the preference model's score while a penalty keeps the policy near its start. Beside it runs a "
             "control: the same training with the scores shuffled among the replies of each batch, so that they say "
             "nothing.",
-            "What reply length explains of a batch's scores is taken out of them in both runs, so that neither learns to "
-            "write more or less: left alone, length drifts even where the scores are noise.",
+            "In both runs the line in reply length is taken out of a batch's scores: a reply earns nothing by being "
+            "longer or shorter alone.",
             "A gain can be a trick: longer replies, or merely replies that end in time. So it is shown for all replies, "
             "for finished ones only, and among replies of like length. The last is the one to read: a sentence of very "
             "few words earns little gold, and a longer one touches the topic more often.",

@@ -39,7 +39,9 @@ def compare(config: Compare) -> dict[str, Any]:
     rows = [[k, digits(one[k]["value"]), digits(two[k]["value"]), *_cells(numbers[k])] for k in shared]
     rows += [[f"{k} (paired rows)", "", "", *_cells(numbers[f"paired/{k}"])] for k in paired]
     notes = [f"A is {a.name}, B is {b.name}. A number whose interval leaves out 0 differs."]
-    if not paired:
+    if paired:
+        notes.append("Paired rows compare the same items: where a number stands twice, the paired one is the sharper.")
+    else:
         notes.append("The runs keep no rows of the same items, so the intervals take them as independent.")
     left = sorted(set(one) ^ set(two))
     if left:

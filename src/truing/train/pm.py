@@ -77,7 +77,7 @@ def train_pm(
     run = Run.open("pm train", config, data_files=files, data_hashes=hashes, slug=Path(config.init).name)
     if run.done:
         return run
-    for note in notes:
+    for note in (*notes, f"{len(train_set):,} comparisons to train on, {len(held_out):,} held out: {config.init}."):
         _say(note)
     compute = run.compute(config)
     autocast = None if compute.dtype == torch.float32 else compute.dtype

@@ -6,9 +6,9 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -121,8 +121,24 @@ def pack_sequences(sequences: Sequence[np.ndarray], members: Sequence[int], budg
     return packs
 
 
-Kept = dict[bytes, tuple[Tensor, Tensor]]
-"""A sequence's ids as bytes → a trunk's states of the pack it stood in, and the places of its tokens there."""
+@dataclass
+class Kept:
+    """What a frozen trunk has read: a sequence's int64 ids as bytes → states of its pack, places of its tokens there.
+
+    Belongs to the trunk that filled it first: another one is refused.
+    """
+
+    states: dict[bytes, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    model: Any = None
+    k: int = 0
+
+    def owned_by(self, model: Any, k: int) -> Self:
+        """Itself, for a trunk with the same lower ``k`` layers. Raises ValueError for any other."""
+        if self.model is None:
+            self.model, self.k = model, k
+        elif self.k != k or not split.same_trunk(self.model, model, k):
+            raise ValueError("These states were read by another trunk: its lower layers are not this model's.")
+        return self
 
 
 class Trunk:
@@ -144,8 +160,8 @@ class Trunk:
         kept: Kept | None = None,
     ) -> None:
         self.model, self.k, self.precision = model, k, precision
-        self.names = [s.tobytes() for s in sequences]
-        self.kept: Kept = {} if kept is None else kept
+        self.names = [s.astype(np.int64).tobytes() for s in sequences]
+        self.kept = ({} if kept is None else kept.owned_by(model, k).states) if k else {}
         new = [i for i, name in enumerate(self.names) if name not in self.kept]
         if k == 0 or not new:
             return

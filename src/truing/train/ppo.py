@@ -170,10 +170,8 @@ class PPO:
                 f"Self-check failed: before any update the policy's KL to the reference is {batch.kl.abs().max():.3g}, "
                 "not 0. The policy must start as an exact copy of the reference."
             )
-        scores = batch.scores
-        batch.scores, slope = self.paid(scores, replies, batch.mask.sum(1), step)
-        rewards = self.advantages(batch)
-        batch.scores = scores
+        paid, slope = self.paid(batch, replies, step)
+        rewards = self.advantages(batch, paid)
         learned = self.update(groups, batch, step)
         now = weights_hash(self.models.reference)
         if now != self.reference_hash:
@@ -232,23 +230,21 @@ class PPO:
         batch.scores = torch.as_tensor(np.asarray(scores, dtype=np.float32)).to(device)
         return groups, batch
 
-    def paid(
-        self, scores: Tensor, replies: Sequence[Reply], lengths: Tensor, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
+    def paid(self, batch: Batch, replies: Sequence[Reply], step: int) -> tuple[Tensor, dict[str, float]]:
         """What replies earn: their scores [N], shuffled for a control, net of their length where that was asked for."""
+        scores = batch.scores
         if self.config.random_reward:
             order = rng(self.config.seed, step, 3).permutation(len(replies))
             scores = scores[torch.from_numpy(order).to(scores.device)]
         if not self.config.length_neutral:
             return scores, {}
-        prompts = torch.tensor([r.prompt for r in replies], device=scores.device)
-        scores, slope = net_of_length(scores, lengths, prompts)
-        return scores, {"length_slope": slope}
+        net, slope = net_of_length(scores, batch.mask.sum(1), torch.tensor([r.prompt for r in replies]))
+        return net, {"length_slope": slope}
 
-    def advantages(self, batch: Batch) -> Tensor:
-        """Fill in whitened advantages and value targets; returns the rewards [N, L]."""
+    def advantages(self, batch: Batch, paid: Tensor) -> Tensor:
+        """Fill in whitened advantages and value targets from what replies earn [N]; returns the rewards [N, L]."""
         c = self.config
-        rewards = place_rewards(batch.scores, batch.lp_old, batch.lp_ref, batch.mask, c.kl_coef)
+        rewards = place_rewards(paid, batch.lp_old, batch.lp_ref, batch.mask, c.kl_coef)
         advantages, batch.returns = gae(rewards, batch.values, batch.mask, c.gamma, c.gae_lambda)
         batch.advantages = whiten(advantages, batch.mask)
         return rewards
@@ -324,7 +320,7 @@ class PPO:
         if self.config.random_reward:
             notes.append("Control run: rewards were shuffled within each batch; what was gained is not due to them.")
         if self.config.length_neutral:
-            notes.append("What reply length explains was taken out of every batch's scores: they pay for no length.")
+            notes.append("The line in reply length was taken out of every batch's scores (length_slope).")
         if self.config.gamma < 1:
             notes.append(f"gamma is {self.config.gamma}: with it the objective is not PM − λ·KL of whole replies.")
         run.finish(numbers(before, after, self.config.seed), notes)

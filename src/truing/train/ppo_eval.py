@@ -140,6 +140,12 @@ def warnings(before: Evaluation, after: Evaluation) -> list[str]:
         for gap in gaps(before, after)
         if gap.alarm
     ]
+    if [r.ids for r in before.replies] == [r.ids for r in after.replies] and np.array_equal(
+        before.scores, after.scores
+    ):
+        notes.append(
+            "Not one evaluation reply changed: every gain is 0. Take more --steps or a higher --learning-rate."
+        )
     means = by_kind(after.scores, after.kinds)
     if "score_empty" in means and means["score_empty"] >= max(means.values()):
         notes.append(

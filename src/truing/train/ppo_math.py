@@ -32,20 +32,17 @@ def place_rewards(scores: Tensor, lp_old: Tensor, lp_ref: Tensor, mask: Tensor, 
 
 
 def net_of_length(scores: Tensor, lengths: Tensor, prompts: Tensor) -> tuple[Tensor, float]:
-    """Scores [N] less what the lengths [N] of the replies explain, and the slope that was taken away (score per token).
+    """Scores [N] less the line in length [N] that fits them within prompts, and its slope (score per token).
 
-    The slope is fitted by least squares to the deviations from each prompt's mean (``prompts`` [N]: any labels), or
-    from the batch's where no prompt has two replies; the mean score stays. Without it the policy gradient moves
-    length more than anything else, even where the scores are noise: every token of a longer reply pushes one way.
+    Least squares on deviations from each prompt's mean (``prompts`` [N]: any labels), which is all that is changed:
+    a prompt's mean score stays. Prompts with one reply add nothing. Computed on the CPU in float64.
     """
-    x, y = lengths.double(), scores.double()
-    _, group, counts = prompts.unique(return_inverse=True, return_counts=True)
-    if int(counts.max()) == 1:
-        group, counts = torch.zeros_like(group), counts.sum()[None]
-    dx, dy = (v - (torch.zeros_like(counts, dtype=v.dtype).index_add_(0, group, v) / counts)[group] for v in (x, y))
+    x, y = lengths.cpu().double(), scores.cpu().double()
+    _, group, counts = prompts.cpu().unique(return_inverse=True, return_counts=True)
+    dx, dy = (v - (torch.zeros(len(counts), dtype=v.dtype).index_add_(0, group, v) / counts)[group] for v in (x, y))
     spread = float(dx @ dx)
     slope = float(dx @ dy) / spread if spread > 0 else 0.0
-    return (y - slope * (x - x.mean())).to(scores.dtype), slope
+    return (y - slope * dx).to(scores), slope
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:

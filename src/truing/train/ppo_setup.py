@@ -13,6 +13,8 @@ from truing.text import to_hh
 from truing.train.loop import check_optim, rng
 from truing.types import Dialogue
 
+SLOPE_REPLIES = 4
+"""A slope within prompts needs at least this many replies beside the first to each prompt."""
 EVAL_REPLIES = 128
 """Replies of one evaluation when no held-out prompts are given and training prompts stand in for them."""
 
@@ -32,6 +34,13 @@ def check(config: PPOTrain) -> None:
     if "" in config.stop_after:
         raise ValueError("stop_after holds an empty string; expected strings such as '.', or none.")
     check_optim(config)
+    spare = config.prompts_per_step * (config.samples_per_prompt - 1)
+    if config.length_neutral and spare < SLOPE_REPLIES:
+        raise ValueError(
+            f"--length-neutral fits a slope within prompts, and {config.prompts_per_step} prompts of "
+            f"{config.samples_per_prompt} replies are too few for it. Use --samples-per-prompt 2 or more and at least "
+            f"{SLOPE_REPLIES} replies beside the first of each prompt."
+        )
     if config.minibatches > config.prompts_per_step * config.samples_per_prompt:
         raise ValueError(
             f"{config.minibatches} minibatches of {config.prompts_per_step * config.samples_per_prompt} replies: some "
