@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -51,6 +53,13 @@ def choose(device: str = "auto", dtype: str | torch.dtype = "auto", threads: int
         threads, name = pick(measured, threads, name)
     torch.set_num_threads(threads)
     return Compute(chosen, DTYPES[name], threads, measured)
+
+
+def autocast(device: str | torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast to bf16 where that was chosen, else nothing; heads and losses stay in float32 all the same."""
+    if dtype in (None, torch.float32):
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=dtype)
 
 
 def _device(wanted: str) -> torch.device:

@@ -11,18 +11,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from truing.collect.crowd import Crowd, Reply, crowd_with_agreement
 from truing.configs import Demo, PMTrain, PPOTrain
 from truing.data.comparisons import load_comparisons
 from truing.data.files import write_rows
+from truing.models.compute import DTYPES, autocast
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.models.split import num_layers
@@ -45,14 +45,13 @@ from truing.recipes.demo_setup import (
     judged,
     load_json,
     load_lines,
-    score_above,
     split_prompts,
     write_comparisons,
     write_prompts,
 )
 from truing.runs import Run, atomic_write, sweep
 from truing.train.pm import train_pm
-from truing.train.pm_pairs import Kept, Trunk, tokenize
+from truing.train.pm_pairs import Kept, Trunk, score_above, tokenize
 from truing.train.pm_setup import data_of
 from truing.train.ppo import train_ppo
 from truing.types import Dialogue
@@ -106,7 +105,7 @@ class Lab:
         asked_for = [self.dialogue(row) for row in load_lines(self.path / f"replies_{replies}.jsonl")]
         left = self.path / f"scores_{pm}_{replies}.json"
         if not left.exists():
-            found = score_above(self.pm(pm), asked_for, self.read_before(), self.precision)
+            found = score_above(self.pm(pm), asked_for, self.read_before(), PACK, self.precision)
             atomic_write(left, json.dumps(found.tolist()))
         return dict(zip(asked_for, load_json(left), strict=True))
 
@@ -122,9 +121,7 @@ class Lab:
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast where the run computes in bf16, as training does."""
         compute = self.run.environment["compute"]
-        if compute["dtype"] == "float32":
-            return nullcontext()
-        return torch.autocast(torch.device(compute["device"]).type, dtype=torch.bfloat16)
+        return autocast(compute["device"], DTYPES[compute["dtype"]])
 
     def dialogue(self, row: Mapping[str, Any]) -> Dialogue:
         """The prompt and the reply of a row, as a dialogue."""

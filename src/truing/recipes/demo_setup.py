@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from truing.collect.crowd import Crowd, Reply
 from truing.collect.gold import gold
 from truing.data.comparisons import comparison_to_row
 from truing.data.files import read_rows, write_rows
 from truing.data.prompts import Prompt, helpful_prompts, red_team_prompts
-from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.models.split import fold_temperature
-from truing.train.pm_pairs import Kept, Trunk, pack_sequences
 from truing.train.progress import counting
 from truing.types import Comparison, Dialogue, Kind, Turn
 
@@ -167,19 +161,6 @@ def draw_replies(
                 | {"tokens": len(sample.token_ids), "gold": found.score, "system": system, "seed": sample.seed}
             )
     return rows
-
-
-def score_above(
-    pm: PreferenceModel, dialogues: Sequence[Dialogue], kept: Kept, precision: Callable[[], Any] = nullcontext
-) -> np.ndarray:
-    """Centred scores [N] of last replies; ``kept`` holds what the frozen layers have read, and is added to."""
-    sequences = [np.array(pm.pm_ids(d), dtype=np.int64) for d in dialogues]
-    trunk = Trunk(pm.backbone, pm.frozen_layers, sequences, PACK, precision, kept=kept)
-    out = np.empty(len(sequences))
-    with torch.no_grad():
-        for pack in pack_sequences(sequences, range(len(sequences)), PACK):
-            out[pack.members] = pm.project(trunk.last(pack)).double().cpu().numpy()
-    return out - pm.reference_mean
 
 
 def judged(crowd: Crowd, parts: Parts, rows: Sequence[Mapping[str, Any]], kind: Kind, tag: str) -> list[Comparison]:

@@ -12,7 +12,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from truing import stats
 from truing.configs import PIKTrain
 from truing.data.files import write_rows
 from truing.data.quiz import question_prompt, split_questions
+from truing.models.compute import autocast
 from truing.models.heads import PIK
 from truing.models.lm import LM
 from truing.models.tree import Pack
@@ -81,8 +82,7 @@ def train_p_ik(config: PIKTrain, answers: Sequence[Answers], lm: LM | None = Non
     kept, held = split_questions([a.question for a in answers], config.eval_share, config.seed)
     model = PIK.new(lm, seed=config.seed, frozen_layers=config.frozen_layers)
     prompts = [lm.encode_prompt(question_prompt(answers[i].question, config.format)) for i in (*kept, *held)]
-    autocast = None if compute.dtype == torch.float32 else compute.dtype
-    trainer = PIKTrainer(config, model, prompts, rates[[*kept, *held]], len(kept), autocast=autocast)
+    trainer = PIKTrainer(config, model, prompts, rates[[*kept, *held]], len(kept), autocast=compute.dtype)
     ending = train(
         run,
         state=trainer.state,
@@ -142,7 +142,7 @@ class PIKTrainer:
 
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast to bf16 where the run chose it; weights, head and loss stay float32."""
-        return nullcontext() if self.autocast is None else torch.autocast(self.model.device.type, dtype=self.autocast)
+        return autocast(self.model.device, self.autocast)
 
     def packs(self, rows: Sequence[int]) -> list[Pack]:
         """Packs of some prompts, within the token budget."""

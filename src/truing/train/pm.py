@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from truing.configs import PMTrain
 from truing.data.files import write_rows
+from truing.models.compute import autocast
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.models.tree import Pack
@@ -80,8 +81,9 @@ def train_pm(
     for note in (*notes, f"{len(train_set):,} comparisons to train on, {len(held_out):,} held out: {config.init}."):
         _say(note)
     compute = run.compute(config)
-    autocast = None if compute.dtype == torch.float32 else compute.dtype
-    trainer = PMTrainer(config, start(config, compute.device, lm), train_set, held_out, autocast=autocast, kept=kept)
+    trainer = PMTrainer(
+        config, start(config, compute.device, lm), train_set, held_out, autocast=compute.dtype, kept=kept
+    )
     ending = train(
         run,
         state=trainer.state,
@@ -141,7 +143,7 @@ class PMTrainer:
 
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast to bf16 where the run chose it; weights, head and loss stay float32."""
-        return nullcontext() if self.autocast is None else torch.autocast(self.pm.device.type, dtype=self.autocast)
+        return autocast(self.pm.device, self.autocast)
 
     def scores(self, pack: Pack) -> Tensor:
         """Raw scores [members] at the end-of-context tokens of a pack, with gradient, float32."""
@@ -222,12 +224,11 @@ def _expected(config: PMTrain, train_set: list[Comparison], held_out: list[Compa
     from truing.models.compute import choose
 
     compute = choose(config.device, config.dtype, config.threads)
-    autocast = None if compute.dtype == torch.float32 else compute.dtype
     sample = train_set[: config.batch_size]
     pm = start(config, compute.device, lm)
     whole = tokenize([*train_set, *held_out], lambda d: pm.pm_ids(d, config.max_length))
     check_lengths(config, pm, whole)
-    trainer = PMTrainer(config, pm, sample, autocast=autocast)
+    trainer = PMTrainer(config, pm, sample, autocast=compute.dtype)
     began = time.perf_counter()
     _, _, tokens = trainer.backward(np.arange(len(sample)))
     seconds = time.perf_counter() - began

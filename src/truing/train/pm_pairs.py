@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from truing.models import split, tree
+from truing.models.heads import PreferenceModel
 from truing.models.tree import Pack
 from truing.train.loop import rng
 from truing.types import Comparison, Dialogue
 
+Precision = Callable[[], AbstractContextManager[Any]]
 MEMORY_SHARE = 0.5
 """A trunk's states are kept only if they fit into this share of the memory that is free."""
 
@@ -155,7 +157,7 @@ class Trunk:
         k: int,
         sequences: Sequence[np.ndarray],
         budget: int,
-        precision: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        precision: Precision = contextlib.nullcontext,
         say: Callable[[str], None] = lambda _: None,
         kept: Kept | None = None,
     ) -> None:
@@ -202,6 +204,19 @@ class Trunk:
         with self.precision():
             hidden = split.top_hidden(self.model, pack, states, self.k)
         return hidden[torch.stack([path[-1] for path in pack.paths])]
+
+
+def score_above(
+    pm: PreferenceModel, dialogues: Sequence[Dialogue], kept: Kept, budget: int, precision: Precision
+) -> np.ndarray:
+    """Centred scores [N] of last replies; ``kept`` holds what the frozen layers have read, and is added to."""
+    sequences = [np.array(pm.pm_ids(d), dtype=np.int64) for d in dialogues]
+    trunk = Trunk(pm.backbone, pm.frozen_layers, sequences, budget, precision, kept=kept)
+    out = np.empty(len(sequences))
+    with torch.no_grad():
+        for pack in pack_sequences(sequences, range(len(sequences)), budget):
+            out[pack.members] = pm.project(trunk.last(pack)).double().cpu().numpy()
+    return out - pm.reference_mean
 
 
 def free_memory() -> int | None:

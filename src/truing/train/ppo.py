@@ -98,7 +98,7 @@ def train_ppo(
     tests = {Path(name).name: PreferenceModel.load(name, **where) for name in config.test_pm} | (test_pms or {})
     ppo = PPO(config, lm, rows, held_out, pm=pm, reward_fn=reward_fn, test_pms=tests)
     show_prompt(lm, ppo.prompts[0].dialogue)
-    ppo.models.autocast = None if compute.dtype == torch.float32 else compute.dtype
+    ppo.models.autocast = compute.dtype
     ending = train(
         run,
         state=ppo.state,

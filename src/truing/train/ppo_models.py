@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from truing.models import tree
+from truing.models.compute import autocast
 from truing.models.heads import PreferenceModel, ValueModel
 from truing.models.lm import LM
 from truing.models.split import num_layers, same_trunk, share_trunk, top_hidden, trunk_states
@@ -39,8 +40,7 @@ class Models:
 
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast to bf16 where the run chose it; heads and log-softmax stay float32 all the same."""
-        device = next(self.policy.parameters()).device.type
-        return nullcontext() if self.autocast is None else torch.autocast(device, dtype=self.autocast)
+        return autocast(next(self.policy.parameters()).device, self.autocast)
 
     def run_trunk(self, parts: Sequence[Part]) -> None:
         """Compute the frozen trunk's states once per pack; a no-op without one."""
