@@ -52,8 +52,9 @@ def _headline(numbers: Mapping[str, Any], claims: Sequence[tuple[str, bool]]) ->
     return {
         "title": "What came out",
         "text": [
-            "Each number stands with its 95% interval. 'Gold' is the hidden taste of the simulated people: topic, "
-            "warmth and right answers. Nothing that was trained has seen it.",
+            "Each number stands with its 95% interval over prompts or questions; another run of training would differ by "
+            "more. 'Gold' is the hidden taste of the simulated people: topic, warmth and right answers. Nothing that was "
+            "trained has seen it.",
             _in_words(numbers),
         ],
         "numbers": _tiles(
@@ -214,7 +215,8 @@ def _elo() -> dict[str, Any]:
         "title": "6. Elo",
         "badges": [SIMULATED],
         "text": "Simulated people compare the arms in pairs on held-out prompts; unsure choices are dropped; intervals "
-        "resample prompts. Best-of-4 takes the base reply that the preference model likes best.",
+        "resample prompts. Best-of-4 is the one of a prompt's first four base replies that the preference model likes "
+        "best; it plays against the others only.",
         "figures": [{"file": "elo.svg", "caption": "Elo, the base model at 0.", "alt": "Elo ladder"}],
     }
 
