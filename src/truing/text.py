@@ -207,6 +207,11 @@ def cut_at_stop(text: str, stops: Sequence[str], stops_after: Sequence[str] = ()
 
 
 def whole_sentences(text: str) -> str:
-    """Text cut after its last sentence end (``. ! ?`` and closing quotes); empty if it has none."""
-    ends = [m.end() for m in re.finditer(r"[.!?…]+[\"'”’)\]]*(?=\s|$)", text)]
+    """Text cut after its last sentence end (``. ! ?`` and closing quotes, not the ``1.`` of a list); else empty.
+
+    >>> whole_sentences("Take these:\\n1. Eggs. They are\\n2.")
+    'Take these:\\n1. Eggs.'
+    """
+    found = re.finditer(r"(?P<item>(?:^|\n)\W*\d+\.)|[.!?…]+[\"'”’)\]]*(?=\s|$)", text)
+    ends = [m.end() for m in found if not m["item"]]
     return text[: ends[-1]].strip() if ends else ""
