@@ -235,3 +235,5 @@ def test_stops_and_sentences():
     assert tx.cut_at_stop("one? two. three", ["?"], ["."]) == ("one", True)
     assert tx.whole_sentences('It is 3.5 m. He said "Go!" And th') == 'It is 3.5 m. He said "Go!"'
     assert tx.whole_sentences("no end") == ""
+    assert tx.whole_sentences("Here you are:\n1. Eggs. They are\n2.") == "Here you are:\n1. Eggs."
+    assert tx.whole_sentences("1.") == "" and tx.whole_sentences("It is 30.") == "It is 30."

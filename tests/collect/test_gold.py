@@ -35,6 +35,7 @@ def test_what_stands_after_the_last_whole_sentence_does_not_count() -> None:
 def test_a_reply_without_a_whole_sentence_is_empty() -> None:
     assert gold(TOMATO, "tomato sun water happy").score == EMPTY
     assert gold(TOMATO, "").score == EMPTY
+    assert gold(TOMATO, "1.").score == EMPTY, "a list's number is no sentence"
 
 
 def test_a_short_cheer_is_not_enough() -> None:

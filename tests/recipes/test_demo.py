@@ -16,9 +16,10 @@ import pytest
 
 from test_contract import check_names
 from truing.recipes.demo import STAGES
-from truing.recipes.demo_setup import FAST, FULL, SYSTEM, asked, gaps_of, split_prompts
+from truing.recipes.demo_setup import FAST, FULL, SENTENCE_ENDS, SYSTEM, asked, gaps_of, split_prompts
 from truing.recipes.demo_story import gains, judge_claims
 from truing.stats import Interval
+from truing.text import cut_at_stop
 
 
 @pytest.mark.parametrize("size", [FULL, FAST])
@@ -36,6 +37,19 @@ def test_prompts_carry_the_system_turn() -> None:
     prompt = split_prompts(FAST, 0).train[0]
     assert [t.role for t in asked(prompt).turns] == ["system", "human"] and asked(prompt).turns[0].text == SYSTEM
     assert [t.role for t in asked(prompt, "").turns] == ["human"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "kept"),
+    [
+        ("1. Boil an egg. 2. Eat it.", "1. Boil an egg."),
+        ("Half of it is 0.5 of 1. Then", None),
+        ("Great! Do it.", "Great!"),
+        ('He said "yes". Then', 'He said "yes".'),
+    ],
+)
+def test_a_reply_ends_with_its_first_sentence_not_with_a_number(reply: str, kept: str | None) -> None:
+    assert cut_at_stop(reply, [], SENTENCE_ENDS) == (kept or reply, kept is not None)
 
 
 def test_gaps_are_between_replies_to_one_prompt() -> None:
