@@ -17,6 +17,7 @@ ORDER = [
 DOORS = {
     "torch": ["models.", "train."],
     "transformers": ["models."],
+    "httpx": ["models.client"],
     "tokenizers": ["models."],
     "gguf": ["models."],
     "accelerate": ["train.loop"],

@@ -111,7 +111,7 @@ class Sample:
 
     ``token_ids`` are the drawn tokens, an end-of-sequence token included if one was drawn; ``logprobs`` are the
     model's own log-probabilities of them in nats, at temperature 1 and without truncation; ``text`` is cut before
-    the stop.
+    the stop. A server may give no ids (then there are none here) and no log-probabilities (then they are None).
 
     >>> Sample("Hi", (5, 2), (-0.5, -0.25), "stop", 0).logprob
     -0.75
@@ -119,14 +119,19 @@ class Sample:
 
     text: str
     token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float, ...] | None
     finish: Finish
     seed: int
 
     @property
-    def logprob(self) -> float:
-        """Sum of ``logprobs``, in nats."""
-        return sum(self.logprobs)
+    def logprob(self) -> float | None:
+        """Sum of ``logprobs``, in nats; None if they are not known."""
+        return None if self.logprobs is None else sum(self.logprobs)
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Tokens drawn; None if nobody said."""
+        return None if self.logprobs is None else len(self.logprobs)
 
 
 @dataclass(frozen=True, slots=True)

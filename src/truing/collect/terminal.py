@@ -15,7 +15,8 @@ import numpy as np
 from truing.configs import Chat
 from truing.models.compute import choose
 from truing.models.heads import PreferenceModel
-from truing.models.lm import LM, show_prompt
+from truing.models.lm import show_prompt
+from truing.models.remote import AnyLM, open_lm
 from truing.runs import Run
 from truing.types import Dialogue, Sample, Turn
 
@@ -32,7 +33,7 @@ def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | dict[s
     if config.dry_run:
         return {"lines": [f"Would talk with {config.model}."]}
     compute = choose(config.device, config.dtype, config.threads)
-    lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
+    lm = open_lm(config.model, device=compute.device, dtype=compute.dtype)
     pm = PreferenceModel.load(config.pm, device=compute.device, dtype=compute.dtype) if config.pm else None
     run = Run.open("chat", config) if config.out else None
     if run and run.done:
@@ -77,7 +78,7 @@ def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | dict[s
 
 
 def _reply(
-    lm: LM, pm: PreferenceModel | None, dialogue: Dialogue, config: Chat, draws: int
+    lm: AnyLM, pm: PreferenceModel | None, dialogue: Dialogue, config: Chat, draws: int
 ) -> tuple[Sample, float | None]:
     samples = lm.sample(
         [dialogue],

@@ -15,6 +15,7 @@ from truing.data.asking import PromptFormat, Solved, few_shot, lettered, letters
 from truing.data.files import DataError, write_rows
 from truing.data.questions import load_questions
 from truing.measure.labels import (
+    CHUNK,
     as_text,
     expected_tokens,
     fit_shots,
@@ -25,7 +26,8 @@ from truing.measure.labels import (
     renormalised,
     warn_of_mass,
 )
-from truing.models.lm import LM, show_prompt
+from truing.models.lm import show_prompt
+from truing.models.remote import AnyLM, open_lm, rows_at_once
 from truing.runs import Run
 from truing.stats import Interval, Reliability
 from truing.types import Dialogue, Question
@@ -64,7 +66,9 @@ def choice_prompts(
     return [few_shot([solved[j] for j in p], asked, format) for p, (asked, _) in zip(picked, solved, strict=True)]
 
 
-def option_logprobs(lm: LM, questions: Sequence[Question], prompts: Sequence[str | Dialogue]) -> list[dict[str, Any]]:
+def option_logprobs(
+    lm: AnyLM, questions: Sequence[Question], prompts: Sequence[str | Dialogue]
+) -> list[dict[str, Any]]:
     """For each question the log-probabilities (nats) of its letters after its prompt, not renormalised."""
     found, flags = label_logprobs(lm, prompts, [letters(len(q.choices)) for q in questions])
     return [
@@ -74,7 +78,7 @@ def option_logprobs(lm: LM, questions: Sequence[Question], prompts: Sequence[str
 
 
 def measure_choices(
-    lm: LM, questions: Sequence[Question], shots: int = 0, format: PromptFormat = "raw", seed: int = 0
+    lm: AnyLM, questions: Sequence[Question], shots: int = 0, format: PromptFormat = "raw", seed: int = 0
 ) -> ChoicesResult:
     """Calibration of a language model on multiple choice, without a run."""
     format_notes(lm, format)
@@ -171,7 +175,7 @@ def choices(config: Choices) -> Run | dict[str, Any]:
     if run.done:
         return run
     compute = run.compute(config)
-    lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
+    lm = open_lm(config.model, device=compute.device, dtype=compute.dtype)
     notes = format_notes(lm, config.format)
     _, prompts = fit_shots(lm, config.shots, lambda k: choice_prompts(questions, k, config.format, config.seed), notes)
     digest = show_prompt(lm, prompts[0])
@@ -182,6 +186,7 @@ def choices(config: Choices) -> Run | dict[str, Any]:
         lambda chunk, _: option_logprobs(lm, [q for q, _ in chunk], [p for _, p in chunk]),
         label="Questions",
         max_time=config.max_time,
+        size=rows_at_once(config.model, CHUNK),
     )
     if not found:
         run.stop({}, ["Stopped before the first questions were read; the same command goes on."])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from truing.data.asking import PromptFormat
-from truing.models.lm import LM
+from truing.models.remote import AnyLM, RemoteLM
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import append, as_lines, read_rows
 from truing.stats import Interval
@@ -29,7 +29,7 @@ CHUNK = 128
 
 
 def label_logprobs(
-    lm: LM, prompts: Sequence[str | Dialogue], labels: Sequence[Sequence[str]]
+    lm: AnyLM, prompts: Sequence[str | Dialogue], labels: Sequence[Sequence[str]]
 ) -> tuple[list[np.ndarray], list[bool]]:
     """Log-probabilities in nats of each prompt's labels, and whether a token spanned the join with any of them.
 
@@ -115,7 +115,7 @@ def in_chunks(
     return rows
 
 
-def format_notes(lm: LM, format: PromptFormat) -> list[str]:
+def format_notes(lm: AnyLM, format: PromptFormat) -> list[str]:
     """Which bytes the model was asked in; refuses other formats with a ValueError."""
     if format == "raw":
         return []
@@ -125,11 +125,14 @@ def format_notes(lm: LM, format: PromptFormat) -> list[str]:
     return [f"The model was asked in {how}, not in the paper's raw text."]
 
 
-def fit_shots(lm: LM, shots: int, build: Callable[[int], Prompts], notes: list[str]) -> tuple[int, Prompts]:
+def fit_shots(lm: AnyLM, shots: int, build: Callable[[int], Prompts], notes: list[str]) -> tuple[int, Prompts]:
     """As many solved examples, up to ``shots``, as fit into the model's window, and the prompts; ``notes`` hears of it.
 
-    Raises ValueError if a prompt does not fit without any.
+    A server's window is not known here: it gets all examples and refuses what is too long. Raises ValueError if a
+    prompt does not fit without any.
     """
+    if isinstance(lm, RemoteLM):
+        return shots, build(shots)
     window = getattr(lm.engine.config, "max_position_embeddings", None)
     for k in range(shots, -1, -1):
         prompts = build(k)

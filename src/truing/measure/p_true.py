@@ -23,6 +23,7 @@ from truing.data.grade import grade
 from truing.data.questions import load_questions
 from truing.measure.answers import graded
 from truing.measure.labels import (
+    CHUNK,
     as_text,
     expected_tokens,
     fit_shots,
@@ -33,7 +34,8 @@ from truing.measure.labels import (
     renormalised,
     warn_of_mass,
 )
-from truing.models.lm import LM, show_prompt
+from truing.models.lm import show_prompt
+from truing.models.remote import AnyLM, open_lm, rows_at_once
 from truing.runs import Run
 from truing.stats import Interval, Reliability
 from truing.types import Answers, Dialogue, Question
@@ -69,7 +71,7 @@ def brainstorm_prompts(
 
 
 def brainstorm(
-    lm: LM,
+    lm: AnyLM,
     questions: Sequence[Question],
     prompts: Sequence[Prompt],
     samples: int = 5,
@@ -122,7 +124,7 @@ def _ideas(answers: Answers) -> tuple[str, ...]:
     return answers.samples if len(answers.samples) > 1 else ()
 
 
-def judge(lm: LM, prompts: Sequence[Sequence[Prompt]]) -> list[dict[str, Any]]:
+def judge(lm: AnyLM, prompts: Sequence[Sequence[Prompt]]) -> list[dict[str, Any]]:
     """For each question the log-probabilities (nats) of " (A)" (true) and " (B)" after each of its samples' prompts."""
     flat = [p for some in prompts for p in some]
     found, flags = label_logprobs(lm, flat, [TRUE_FALSE] * len(flat))
@@ -136,7 +138,7 @@ def judge(lm: LM, prompts: Sequence[Sequence[Prompt]]) -> list[dict[str, Any]]:
 
 
 def measure_p_true(
-    lm: LM,
+    lm: AnyLM,
     questions: Sequence[Question],
     samples: int = 5,
     shots: int = 0,
@@ -237,11 +239,11 @@ def p_true(config: PTrue) -> Run | dict[str, Any]:
     if run.done:
         return run
     compute = run.compute(config)
-    _measure(run, config, LM.load(config.model, device=compute.device, dtype=compute.dtype), questions, prompts)
+    _measure(run, config, open_lm(config.model, device=compute.device, dtype=compute.dtype), questions, prompts)
     return run
 
 
-def _measure(run: Run, config: PTrue, lm: LM, questions: Sequence[Question], prompts: Sequence[Prompt]) -> None:
+def _measure(run: Run, config: PTrue, lm: AnyLM, questions: Sequence[Question], prompts: Sequence[Prompt]) -> None:
     notes = format_notes(lm, config.format)
     show_prompt(lm, prompts[0], "First prompt to answer")
 
@@ -258,7 +260,8 @@ def _measure(run: Run, config: PTrue, lm: LM, questions: Sequence[Question], pro
         return [{"id": a.question.id, "samples": list(a.samples), "correct": list(a.correct)} for a in found]
 
     places = range(len(questions))
-    rows = in_chunks(run, ANSWERS, places, answer, label="Questions answered", max_time=config.max_time)
+    part: dict[str, Any] = {"max_time": config.max_time, "size": rows_at_once(config.model, CHUNK)}
+    rows = in_chunks(run, ANSWERS, places, answer, label="Questions answered", **part)
     answers = [
         Answers(q, tuple(row["samples"]), tuple(row["correct"])) for q, row in zip(questions, rows, strict=False)
     ]
@@ -272,9 +275,7 @@ def _measure(run: Run, config: PTrue, lm: LM, questions: Sequence[Question], pro
         lm, shots, lambda k: judging_prompts(answers, k, config.format, config.seed, worked=config.worked), notes
     )
     digest = show_prompt(lm, asked[0][0], "First prompt to judge")
-    found = in_chunks(
-        run, JUDGED, asked, lambda chunk, _: judge(lm, chunk), label="Questions judged", max_time=config.max_time
-    )
+    found = in_chunks(run, JUDGED, asked, lambda chunk, _: judge(lm, chunk), label="Questions judged", **part)
     if not found:
         run.stop({}, ["Stopped before the first answers were judged; the same command goes on."])
         return

@@ -19,7 +19,8 @@ from truing.data.files import DataError, Row, read_rows
 from truing.measure.labels import in_chunks
 from truing.models.draw import check_settings
 from truing.models.heads import PreferenceModel
-from truing.models.lm import LM, show_prompt
+from truing.models.lm import show_prompt
+from truing.models.remote import open_lm, rows_at_once
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import as_lines
 from truing.train.progress import counting
@@ -85,7 +86,8 @@ def score(config: Scoring) -> Run | dict[str, Any]:
     compute = run.compute(config)
     lines = [line for line, _ in rows]
     work, numbers_of = _with_lm(config, compute, items, lines) if kind in (TEXT, PAIR) else _with_pm(config, compute)
-    out = in_chunks(run, KEPT, items, lambda chunk, _: work(chunk), label="Rows", max_time=config.max_time, size=CHUNK)
+    size = rows_at_once(config.model, CHUNK)
+    out = in_chunks(run, KEPT, items, lambda chunk, _: work(chunk), label="Rows", max_time=config.max_time, size=size)
     if len(out) < len(items):
         run.stop(
             {"rows": count(len(out))}, [f"Stopped after {len(out)} of {len(items)} rows; the same command goes on."]
@@ -148,7 +150,7 @@ def _refuse_long(long: tuple[int, str] | None, file: str, lines: Sequence[int]) 
 
 
 def _with_lm(config: Scoring, compute: Any, items: Sequence[Any], lines: Sequence[int]) -> tuple[Work, Numbers]:
-    lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
+    lm = open_lm(config.model, device=compute.device, dtype=compute.dtype)
     _refuse_long(lm.too_long(items), config.file, lines)
 
     def work(items: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
@@ -224,7 +226,7 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
         _drawing(config, run.compute(config), prompts, [line for line, _ in rows]),
         label=None,
         max_time=config.max_time,
-        size=max(1, CHUNK // config.n),
+        size=rows_at_once(config.model, max(1, CHUNK // config.n)),
     )
     if len(drawn) < len(prompts):
         left = f"Stopped after {len(drawn)} of {len(prompts)} prompts; the same command goes on."
@@ -236,7 +238,7 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
     ]
     atomic_write(run.path / ROWS, as_lines(out))
     run.write_samples([_shown(p, o["samples"][0]) for p, o in zip(prompts, out, strict=True)])
-    run.finish(_sample_numbers(drawn, out, config))
+    run.finish(*_sample_numbers(drawn, out, config))
     (run.path / KEPT).unlink()
     return run
 
@@ -245,7 +247,7 @@ def _drawing(
     config: Sampling, compute: Any, prompts: Sequence[Dialogue], lines: Sequence[int]
 ) -> Callable[[Sequence[Dialogue], int], Any]:
     """A function that draws (and scores) the replies to some of the prompts, given the place of the first."""
-    lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
+    lm = open_lm(config.model, device=compute.device, dtype=compute.dtype)
     pm = PreferenceModel.load(config.pm, device=compute.device, dtype=compute.dtype) if config.pm else None
     _refuse_long(lm.too_long(prompts), config.file, lines)
     show_prompt(lm, prompts[0])
@@ -273,7 +275,7 @@ def _drawing(
             progress=progress,
         )
         rows = [
-            {"text": s.text, "logprob": s.logprob, "finish": s.finish, "seed": s.seed, "tokens": len(s.token_ids)}
+            {"text": s.text, "logprob": s.logprob, "finish": s.finish, "seed": s.seed, "tokens": s.num_tokens}
             for samples in drawn
             for s in samples
         ]
@@ -312,19 +314,22 @@ def _shown(prompt: Dialogue, best: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sample_numbers(
     drawn: Sequence[Mapping[str, Any]], out: Sequence[Mapping[str, Any]], config: Sampling
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     every = [(i, s) for i, row in enumerate(drawn) for s in row["samples"]]
     rows = [i for i, _ in every]
     numbers: dict[str, Any] = {"rows": count(len(drawn)), "samples": count(len(every))}
+    silent = sum(s["tokens"] is None for _, s in every)
+    notes = [f"{silent} replies came without log-probabilities: theirs are null, and tokens are not counted."]
+    tokens = [(i, s["tokens"]) for i, s in every if not silent]
     numbers["reply_tokens"] = stats.mean_interval(
-        [s["tokens"] for _, s in every], rows, unit="tokens", seed=config.seed
+        [t for _, t in tokens], [i for i, _ in tokens], unit="tokens", seed=config.seed
     )
     finished = np.array([s["finish"] == "stop" for _, s in every])
     numbers["eos_rate"] = stats.mean_interval(finished, rows, unit="share", seed=config.seed)
     if config.pm:
         kept = [(i, c["score"]) for i, row in enumerate(out) for c in row["samples"]]
         numbers["pm_score"] = stats.mean_interval([k[1] for k in kept], [k[0] for k in kept], seed=config.seed)
-    return numbers
+    return numbers, notes if silent else []
 
 
 def count(n: int) -> dict[str, Any]:

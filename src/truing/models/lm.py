@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from truing.models.engine import Engine
 from truing.models.load import load_model, quiet, whole_folder
 from truing.text import HUMAN, Format, encode, format_of, pieces, split_context
 from truing.types import Dialogue, Sample
+
+if TYPE_CHECKING:
+    from truing.models.remote import AnyLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,10 @@ class LM:
         if isinstance(prompt, Dialogue):
             return encode(prompt, self.tokenizer, self.format)
         return split_context(prompt, "", self.tokenizer)[0]
+
+    def render(self, prompt: Dialogue | str) -> str:
+        """A prompt as the text that the model reads (after a BOS, if there is one)."""
+        return "".join(pieces(prompt, self.tokenizer, self.format)) if isinstance(prompt, Dialogue) else prompt
 
     def too_long(self, items: Sequence[Dialogue | str | tuple[str, str]]) -> tuple[int, str] | None:
         """The place of the first item that the model's window has no room for, and its size in words; None if all fit.
@@ -196,9 +203,9 @@ class LM:
             self.tokenizer.save_pretrained(work)
 
 
-def show_prompt(lm: LM, prompt: str | Dialogue, name: str = "First prompt") -> str:
+def show_prompt(lm: AnyLM, prompt: str | Dialogue, name: str = "First prompt") -> str:
     """Print a prompt as the model reads it, and its hash, on stderr; returns the hash (16 hex digits of sha256)."""
-    text = "".join(pieces(prompt, lm.tokenizer, lm.format)) if isinstance(prompt, Dialogue) else prompt
+    text = lm.render(prompt)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     print(f"{name} (sha256 {digest}):\n{text}", file=sys.stderr)
     return digest

@@ -81,6 +81,11 @@ def find_model(name: str | os.PathLike[str]) -> str | Path:
     Raises UnknownModel for a name that can be neither; ValueError for a folder without a model.
     """
     text = os.fspath(name)
+    if is_remote(text):
+        raise ValueError(
+            f"{text!r} is a server's model, whose weights are not here: servers can be sampled and scored (sample, "
+            "chat, score, honesty choices, honesty ptrue), not trained. Give a folder, a run, a .gguf file or a hub name."
+        )
     if text.lower() == SMOLLM2:
         return _convert_once(smollm2_file(), SMOLLM2)
     path = Path(text).expanduser()
@@ -95,6 +100,11 @@ def find_model(name: str | os.PathLike[str]) -> str | Path:
     if not on_hub or ("/" not in text and _near(text)):
         raise _unknown(text)
     return text
+
+
+def is_remote(name: object) -> bool:
+    """True for a server's model, ``http://host:port/v1#model`` or https, which `truing.models.remote` opens."""
+    return re.match(r"https?://", str(name), re.IGNORECASE) is not None
 
 
 @contextlib.contextmanager

@@ -45,6 +45,17 @@ def config_dict(config: Any) -> dict[str, Any]:
     return {k: v for k, v in _plain(config).items() if k not in OUTPUT_ONLY}
 
 
+def refuse_passwords(config: Any) -> None:
+    """Raise ValueError, without quoting it, for an option that is a web address with a user or a password in it."""
+    for key, value in config_dict(config).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and key not in _TEXTS and re.match(r"(?i)https?://[^/#?]*@", text):
+                raise ValueError(
+                    f"--{key.replace('_', '-')} is an address with a user or a password in it, which the run would "
+                    "keep. Leave it out; an API key belongs into the environment variable TRUING_API_KEY."
+                )
+
+
 def without_home(text: str) -> str:
     """A path with the user's home folder written ``~``."""
     home = str(Path.home())

@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from truing.runs.atomic import as_json, as_lines, atomic_write, explained, finite, number_row, read_rows
-from truing.runs.facts import ROOT, config_dict, digest_of, hash_data, identity_of, surroundings, versions, without_home
+from truing.runs.facts import (
+    ROOT,
+    config_dict,
+    digest_of,
+    hash_data,
+    identity_of,
+    refuse_passwords,
+    surroundings,
+    versions,
+    without_home,
+)
 
 if TYPE_CHECKING:
     from truing.models.compute import Compute
@@ -56,6 +66,7 @@ class Run:
         """
         if (seed := getattr(config, "seed", 0)) < 0:
             raise ValueError(f"--seed is {seed}; expected 0 or a positive number.")
+        refuse_passwords(config)
         data = {**hash_data(data_files), **(data_hashes or {})}
         identity = identity_of(config, data)
         digest = digest_of(verb, identity)

@@ -77,7 +77,7 @@ def draw(
         for sample in samples:
             n_kept, finish = kept(sample.token_ids, eos, stops, lm.tokenizer.decode)
             finish = "stop" if sample.finish == "stop" else finish
-            ids, logprobs = list(sample.token_ids[:n_kept]), list(sample.logprobs[:n_kept])
+            ids, logprobs = list(sample.token_ids[:n_kept]), list((sample.logprobs or ())[:n_kept])
             replies.append(Reply(i, prompt_ids, ids, logprobs, prompt.reply(sample.text), finish))
     return replies
 

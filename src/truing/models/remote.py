@@ -1,0 +1,349 @@
+"""RemoteLM: a model behind an OpenAI-compatible server, named ``http://host:port/v1#model``; used as an LM is.
+
+Texts go to /completions, dialogues as messages to /chat/completions: the server renders those. Log-probabilities are
+the server's, nothing is estimated: where a server does not give what is asked for, a ValueError says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+
+from truing.models import wire
+from truing.models.client import KEYS, Client, Refused, at_once
+from truing.models.draw import check_settings, make_rows
+from truing.models.lm import LM, Scored
+from truing.models.load import is_remote
+from truing.text import HUMAN, Format, cut_at_stop
+from truing.types import Dialogue, Sample
+
+ONE_TOKEN = {"max_tokens": 1, "temperature": 1.0}
+"""For reading a prompt. At temperature 1 all servers mean the same by a log-probability."""
+WAYS = ("echo", "prompt_logprobs", "next token")
+_MOST_STOPS = 4  # more are refused by some servers; texts are cut here in any case
+_SURELY = -10.0
+
+
+class RemoteLM:
+    """A server's model with the methods of `LM` that sampling and scoring use.
+
+    ``name`` is ``http://host:port/v1#model`` (or https). Limits as in `Client`; nothing is sent before it is needed.
+    Raises ValueError for a name that is none, or that holds a password.
+    """
+
+    format: Format = "chat"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        concurrency: int | None = None,
+        requests_per_minute: float | None = None,
+        timeout: float = 300.0,
+    ) -> None:
+        url, self.model = _parts(name)
+        self.name = name
+        self.client = Client(url, concurrency=concurrency, requests_per_minute=requests_per_minute, timeout=timeout)
+        self._way = ""  # of WAYS, the first that works
+        self._top = 20  # likeliest tokens that are asked for
+        self._tops_hold_labels = self._gives_n = self._takes_logprobs = True  # until the server shows otherwise
+
+    def render(self, prompt: Dialogue | str) -> str:
+        """What is sent: a text as it is, a dialogue as messages, one a line (the server knows their template)."""
+        if isinstance(prompt, str):
+            return prompt
+        return "\n".join(json.dumps(message, ensure_ascii=False) for message in prompt.to_messages())
+
+    def too_long(self, items: Sequence[Dialogue | str | tuple[str, str]]) -> tuple[int, str] | None:
+        """None: how long a prompt may be is known to the server, which refuses what is longer."""
+        return None
+
+    def seeds(self, prompts: Sequence[Dialogue | str], n: int, seed: int) -> list[list[int]]:
+        """The seeds (31 bits) of ``n`` replies to each prompt, for sampling a job in parts.
+
+        They differ between prompts, because a server draws the same random numbers wherever it gets the same seed.
+        """
+        texts = [self.render(p).encode() for p in prompts]
+        rows = make_rows(texts, n, seed)
+        own = [_mixed(row.seed, texts[row.request]) for row in rows]
+        return [own[i : i + n] for i in range(0, len(own), n)]
+
+    def sample(
+        self,
+        prompts: Sequence[Dialogue | str],
+        n: int = 1,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        stop: Sequence[str] = (),
+        stop_after: Sequence[str] = (),
+        seed: int | Sequence[Sequence[int]] = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Sample]]:
+        """``n`` replies to every dialogue, or continuations of every text; as `LM.sample`, with these differences.
+
+        A sample has no token ids; its log-probabilities are those the server lists (an end of sequence often is not
+        among them), None if it lists none. All replies that came with one request carry that request's seed; a server
+        that gives fewer than ``n``, or one reply ``n`` times, is asked for each reply alone. Raises ValueError for
+        ``top_k``, which the protocol does not have.
+        """
+        check_settings(n, max_tokens, temperature, top_p, top_k, stop, stop_after, decode=str)
+        if top_k:
+            raise ValueError(f"top_k is {top_k}, and servers may leave it out without saying so. Use top_p.")
+        for i, prompt in enumerate(prompts):
+            if isinstance(prompt, Dialogue) and not prompt.is_prompt:
+                raise ValueError(f"Dialogue {i} does not end in a human turn, so there is nothing to reply to.")
+        seeds = self.seeds(prompts, n, seed) if isinstance(seed, int) else seed
+        if len(seeds) != len(prompts) or any(len(some) != n for some in seeds):
+            raise ValueError(f"seeds must be one number, or {n} numbers for each of the {len(prompts)} prompts.")
+        if max_tokens == 0:
+            return [[Sample("", (), (), "length", s) for s in some] for some in seeds]
+        settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+
+        def draw(job: tuple[int, list[int]]) -> list[Sample]:
+            i, places = job
+            return self._draw(prompts[i], len(places), seeds[i][places[0]], settings, stop, stop_after)
+
+        out: list[list[Sample]] = [[] for _ in prompts]
+        jobs = [(i, list(range(n))) for i in range(len(prompts))]
+        finished = 0
+
+        def tell(samples: list[Sample]) -> None:
+            nonlocal finished
+            finished += len(samples)
+            if progress:
+                progress(finished, n * len(prompts))
+
+        while jobs:
+            jobs = jobs if self._gives_n else [(i, [place]) for i, places in jobs for place in places]
+            left = []
+            for (i, places), samples in zip(jobs, self.client.each(draw, jobs, tell), strict=True):
+                out[i] += samples
+                left += [(i, [place]) for place in places[len(samples) :]]
+            self._gives_n, jobs = self._gives_n and not left, left
+        return out
+
+    def score(self, items: Sequence[str | tuple[str, str]]) -> list[Scored]:
+        """Log-probabilities in nats of texts, or of continuations given contexts, ``(context, continuation)``.
+
+        A text's first token counts only after a BOS. By ``echo``, by ``prompt_logprobs``, or (continuations of one
+        token only) from the likeliest next tokens: what the server gives. Raises ValueError where it gives none of
+        these, or where a token spans the join.
+        """
+        pairs = [("", item) if isinstance(item, str) else item for item in items]
+        wanted = list(dict.fromkeys(pair for pair in pairs if pair[1]))
+        if wanted and not self._way:
+            self._way = self._first_way(wanted[0])
+        if self._way == "next token":
+            contexts = list(dict.fromkeys(context for context, _ in wanted if context))
+            tops = dict(zip(contexts, self.client.each(self._likeliest, contexts), strict=True))
+            scores = [_of_one_token(tops.get(context), continuation) for context, continuation in wanted]
+        else:
+            scores = self.client.each(self._read, wanted)
+        found = {("", ""): Scored(0.0, 0)}
+        for pair, scored in zip(wanted, scores, strict=True):
+            if scored is None:
+                raise self._lacks(self._what(pair))
+            found[pair] = scored
+        return [found.get(pair, Scored(0.0, 0)) for pair in pairs]
+
+    def label_logprobs(self, prompts: Sequence[Dialogue | str], labels: Sequence[str]) -> np.ndarray:
+        """Log-probabilities in nats of every label after every prompt, float64 [N, L]; not renormalised.
+
+        After a dialogue labels are read off the likeliest first tokens of a reply, or as the beginning of a reply if
+        the server gives ``prompt_logprobs`` in chats. Raises ValueError where both fail.
+        """
+        for label in labels:
+            if not label:
+                raise ValueError(f"The label {label!r} has no tokens; a label needs at least one.")
+        texts = [(prompt, label) for prompt in prompts if isinstance(prompt, str) for label in labels]
+        scored = iter(self.score(texts))
+        talks = iter(
+            self.client.each(lambda d: self._reply_labels(d, labels), [p for p in prompts if isinstance(p, Dialogue)])
+        )
+        rows = [[next(scored).logprob for _ in labels] if isinstance(p, str) else next(talks) for p in prompts]
+        return np.array(rows, dtype=np.float64).reshape(len(prompts), len(labels))
+
+    def _draw(
+        self,
+        prompt: Dialogue | str,
+        n: int,
+        seed: int,
+        settings: Mapping[str, Any],
+        stop: Sequence[str],
+        stop_after: Sequence[str],
+    ) -> list[Sample]:
+        """Up to ``n`` samples of one request, fewer where the server gives fewer or only repeats itself."""
+        talk = isinstance(prompt, Dialogue)
+        stops = [*([HUMAN] if talk else []), *(s for s in stop if s != HUMAN or not talk)]
+        body = {**settings, "seed": seed}
+        body |= {"n": n} if n > 1 else {}
+        body |= {"stop": stops[:_MOST_STOPS]} if stops else {}
+        answer = self._ask(prompt, body, 0)
+        samples = [_sample(choice, stops, stop_after, seed) for choice in wire.choices_of(answer)[:n]]
+        once = samples[0].logprob
+        if len({s.text for s in samples}) == 1 and settings["temperature"] and once is not None and once < _SURELY:
+            return samples[:1]  # by chance? Less often than once in e^10: this server gives all n the same noise
+        return samples
+
+    def _ask(self, prompt: Dialogue | str, body: Mapping[str, Any], top: int) -> dict[str, Any]:
+        """Ask for a reply with its log-probabilities and the ``top`` likeliest tokens; without, if that is refused."""
+        talk = isinstance(prompt, Dialogue)
+        path = "/chat/completions" if talk else "/completions"
+        asked = {"messages": prompt.to_messages()} if isinstance(prompt, Dialogue) else {"prompt": prompt}
+        plain = {"model": self.model, **asked, **body}
+        if self._takes_logprobs or top:
+            more = {"logprobs": True, **({"top_logprobs": top} if top else {})} if talk else {"logprobs": top or 1}
+            try:
+                return self.client.ask(path, {**plain, **more})
+            except Refused as no:
+                if top or "logprob" not in str(no).lower():
+                    raise
+                self._takes_logprobs = False
+        return self.client.ask(path, plain)
+
+    def _likeliest(self, prompt: Dialogue | str) -> dict[str, float] | None:
+        """The likeliest next tokens after a prompt: 20, or 5 from servers that give no more."""
+        while True:
+            asked = self._top
+            try:
+                return wire.likeliest(wire.choices_of(self._ask(prompt, ONE_TOKEN, asked))[0])
+            except Refused as no:
+                if asked == 5 or "logprob" not in str(no).lower():
+                    raise
+                self._top = 5
+
+    def _first_way(self, pair: tuple[str, str]) -> str:
+        """Which of WAYS this server answers. Raises what it says against all of them, or that it lacks them."""
+        refusals = []
+        for way in WAYS if pair[0] else WAYS[:2]:
+            self._way = way
+            try:
+                if way == "next token":
+                    found = _of_one_token(self._likeliest(pair[0]), pair[1])
+                else:
+                    found = self._read(pair)
+                if found is not None:
+                    return way
+            except Refused as no:
+                refusals.append(no)
+            finally:
+                self._way = ""
+        if len(refusals) == len(WAYS if pair[0] else WAYS[:2]):
+            raise refusals[0]
+        raise self._lacks(self._what(pair))
+
+    def _read(self, pair: tuple[str, str]) -> Scored | None:
+        """A continuation's score from the log-probabilities of a prompt; None if the answer does not hold them."""
+        text = "".join(pair)
+        body = {"model": self.model, "prompt": text, **ONE_TOKEN}
+        if self._way == "echo":
+            tokens = wire.echoed(self.client.ask("/completions", {**body, "echo": True, "logprobs": 1}), text)
+        else:
+            tokens = wire.prompt_tokens(self.client.ask("/completions", {**body, "prompt_logprobs": 0}))
+        if tokens is None:
+            return None
+        first = 1 if tokens[0][1] is None else 0  # a server that hides its BOS scores the first token that it shows
+        counted = [value for _, value in tokens[max(first, wire.start_of(tokens, *pair)) :]]
+        return Scored(float(np.sum(np.array(counted, dtype=np.float64))), len(counted))
+
+    def _reply_labels(self, dialogue: Dialogue, labels: Sequence[str]) -> list[float]:
+        """Log-probabilities of labels with which a reply may begin."""
+        if self._tops_hold_labels:
+            top = self._likeliest(dialogue) or {}
+            if all(label in top for label in labels):
+                return [top[label] for label in labels]
+            self._tops_hold_labels = any(label in top for label in labels)
+        out = []
+        for label in labels:
+            opened = {
+                "model": self.model,
+                "messages": [*dialogue.to_messages(), {"role": "assistant", "content": label}],
+                "add_generation_prompt": False,
+                "continue_final_message": True,
+                "prompt_logprobs": 0,
+            }
+            try:
+                tokens = wire.prompt_tokens(self.client.ask("/chat/completions", opened | ONE_TOKEN))
+            except Refused:
+                tokens = None
+            place = wire.ends_with(tokens, label) if tokens else None
+            if not tokens or not place:
+                raise self._lacks(f"log-probabilities of a reply that begins with {', '.join(map(repr, labels))}")
+            out.append(float(sum(value or 0.0 for _, value in tokens[place:])))
+        return out
+
+    def _what(self, pair: tuple[str, str]) -> str:
+        """What is missing for a score, in words."""
+        prompt = "log-probabilities of a prompt (echo with logprobs, or prompt_logprobs, on /completions)"
+        if not pair[0]:
+            return prompt
+        return f"{prompt}, and none of {pair[1][:30]!r} among the likeliest next tokens"
+
+    def _lacks(self, what: str) -> ValueError:
+        return ValueError(
+            f"The server {self.client.url} answers, but gives no {what}; this cannot be scored without. vLLM gives "
+            "them; llama.cpp lists only tokens that it draws, and `transformers serve` none. Serve the model with vLLM, or "
+            "name its folder or .gguf file instead of a server."
+        )
+
+
+AnyLM = LM | RemoteLM
+
+
+def open_lm(name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> AnyLM:
+    """A language model by any name truing knows, a server's included (which has a device and a dtype of its own)."""
+    return RemoteLM(str(name)) if is_remote(name) else LM.load(name, device=device, dtype=dtype)
+
+
+def rows_at_once(name: str, most: int) -> int:
+    """Rows of a job between two savings: few for a server, whose answers cost time and money and which may die."""
+    return min(most, 4 * at_once()) if is_remote(name) else most
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Address and model of a name. Raises ValueError for what is none, or would write a password into runs."""
+    url, _, model = name.partition("#")
+    try:
+        parts = urlsplit(url)
+        wrong = not parts.hostname or parts.port == 0
+    except ValueError:
+        wrong = True
+    if not wrong and (parts.username is not None or parts.password is not None or parts.query):
+        raise ValueError(
+            f"The name of a server's model holds a user, a password or a query, which runs would keep. Leave it out of "
+            f"the name; an API key belongs into the environment variable {KEYS[0]}."
+        )
+    if wrong or not is_remote(name) or not model.strip():
+        raise ValueError(
+            f"{name!r} names no server's model; expected http://host:port/v1#model, the model as the server calls it."
+        )
+    return url, model
+
+
+def _mixed(seed: int, prompt: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} ".encode() + prompt, digest_size=4).digest(), "little") >> 1
+
+
+def _sample(choice: Mapping[str, Any], stops: Sequence[str], stop_after: Sequence[str], seed: int) -> Sample:
+    """A choice as a Sample, cut at the stop strings whether or not the server did."""
+    tokens = wire.drawn_tokens(choice)
+    text, cut = cut_at_stop(wire.text_of(choice), stops, stop_after)
+    if cut and tokens is not None:
+        kept = wire.kept_tokens(tokens, stops, stop_after)
+        tokens = None if kept is None else tokens[:kept]
+    logprobs = None if tokens is None else tuple(value for _, value in tokens)
+    return Sample(text, (), logprobs, "stop" if cut else wire.finish_of(choice), seed)
+
+
+def _of_one_token(top: Mapping[str, float] | None, continuation: str) -> Scored | None:
+    return Scored(top[continuation], 1) if top and continuation in top else None
