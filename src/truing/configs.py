@@ -179,7 +179,7 @@ class Sampling(Common):
     """Sample replies from a model."""
 
     model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
-    """Any model name truing knows."""
+    """Any model name truing knows, also http://host:port/v1#model for one on a server."""
     file: Annotated[tyro.conf.Positional[str], shown("FILE")]
     """Rows with 'prompt' (text or messages)."""
     n: int = 1
@@ -221,7 +221,7 @@ class Chat(Common):
     """Talk with a model in the terminal."""
 
     model: Annotated[tyro.conf.Positional[str], shown("MODEL")] = "smollm2"
-    """Any model name truing knows."""
+    """Any model name truing knows, also http://host:port/v1#model for one on a server."""
     pm: str | None = None
     """Show this preference model's score of every reply."""
     best_of: int = 1

@@ -13,6 +13,7 @@ import random
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -80,6 +81,7 @@ class Client:
             limits=httpx.Limits(max_connections=self.concurrency),
             trust_env=not here,  # a proxy for the world is none for this machine
         )
+        weakref.finalize(self, self._http.close)
         self._lock = threading.Lock()
         self._free_at = self._told_at = 0.0
         self._thread = threading.local()

@@ -84,7 +84,7 @@ def find_model(name: str | os.PathLike[str]) -> str | Path:
     if is_remote(text):
         raise ValueError(
             f"{text!r} is a server's model, whose weights are not here: servers can be sampled and scored (sample, "
-            "chat, score, honesty choices, honesty ptrue), not trained. Give a folder, a run, a .gguf file or a hub name."
+            "chat, score, honesty choices, honesty ptrue), not trained. Give a folder, a run, a .gguf or a hub name."
         )
     if text.lower() == SMOLLM2:
         return _convert_once(smollm2_file(), SMOLLM2)

@@ -244,17 +244,25 @@ class RemoteLM:
 
     def _read(self, pair: tuple[str, str]) -> Scored | None:
         """A continuation's score from the log-probabilities of a prompt; None if the answer does not hold them."""
-        text = "".join(pair)
-        body = {"model": self.model, "prompt": text, **ONE_TOKEN}
-        if self._way == "echo":
-            tokens = wire.echoed(self.client.ask("/completions", {**body, "echo": True, "logprobs": 1}), text)
-        else:
-            tokens = wire.prompt_tokens(self.client.ask("/completions", {**body, "prompt_logprobs": 0}))
+        tokens = self._prompt_tokens("".join(pair))
         if tokens is None:
             return None
+        start = wire.start_of(tokens, *pair)
+        if start is None:  # then the context's tokens are those that it has alone
+            head = [token for token, _ in self._prompt_tokens(pair[0]) or ()]
+            start = len(head)
+            if not head or head != [token for token, _ in tokens[:start]]:
+                raise ValueError(wire.spans(*pair))
         first = 1 if tokens[0][1] is None else 0  # a server that hides its BOS scores the first token that it shows
-        counted = [value for _, value in tokens[max(first, wire.start_of(tokens, *pair)) :]]
+        counted = [value for _, value in tokens[max(first, start) :]]
         return Scored(float(np.sum(np.array(counted, dtype=np.float64))), len(counted))
+
+    def _prompt_tokens(self, text: str) -> list[wire.Token] | None:
+        """A prompt's tokens by the way that this server knows; None if the answer does not hold them."""
+        body = {"model": self.model, "prompt": text, **ONE_TOKEN}
+        if self._way == "echo":
+            return wire.echoed(self.client.ask("/completions", {**body, "echo": True, "logprobs": 1}), text)
+        return wire.prompt_tokens(self.client.ask("/completions", {**body, "prompt_logprobs": 0}))
 
     def _reply_labels(self, dialogue: Dialogue, labels: Sequence[str]) -> list[float]:
         """Log-probabilities of labels with which a reply may begin."""
@@ -292,7 +300,7 @@ class RemoteLM:
     def _lacks(self, what: str) -> ValueError:
         return ValueError(
             f"The server {self.client.url} answers, but gives no {what}; this cannot be scored without. vLLM gives "
-            "them; llama.cpp lists only tokens that it draws, and `transformers serve` none. Serve the model with vLLM, or "
+            "them; llama.cpp lists only tokens that it draws, and `transformers serve` none. Serve it with vLLM, or "
             "name its folder or .gguf file instead of a server."
         )
 

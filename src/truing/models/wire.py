@@ -120,10 +120,11 @@ def prompt_tokens(answer: Mapping[str, Any]) -> list[Token] | None:
     return _whole(out)
 
 
-def start_of(tokens: Sequence[Token], context: str, continuation: str) -> int:
+def start_of(tokens: Sequence[Token], context: str, continuation: str) -> int | None:
     """The place of the first token of the continuation. Raises ValueError if a token spans the join.
 
-    Looked for from both ends, because texts of tokens that are parts of characters do not add up.
+    Looked for from both ends, because texts of tokens that are parts of characters do not add up; None if there are
+    such tokens on both sides.
     """
     if not context:
         return 0
@@ -141,10 +142,17 @@ def start_of(tokens: Sequence[Token], context: str, continuation: str) -> int:
     tail = ends_with(tokens, continuation)
     if tail is not None and (BROKEN in whole or whole.endswith(context + continuation) or not texts[0]):
         return tail
-    raise ValueError(
+    if BROKEN in whole:
+        return None
+    raise ValueError(spans(context, continuation))
+
+
+def spans(context: str, continuation: str) -> str:
+    """What to say where no place divides a prompt's tokens into context and continuation."""
+    return (
         f"The server's tokenizer has a token that spans the join of {context[-20:]!r} and {continuation[:20]!r} (or "
-        "its tokens do not add up to the text), so the continuation's own log-probability cannot be told. Move the join "
-        "(a context should not end in a space), or score with the model's folder instead of a server."
+        "its tokens do not add up to the text), so the continuation's own log-probability cannot be told. Move the "
+        "join (a context should not end in a space), or score with the model's folder instead of a server."
     )
 
 
