@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 from truing.models import draw as drawing
 from truing.models import engine as engines
 from truing.models import tree
-from truing.models.draw import Ends, Row, distribution, draw
+from truing.models.draw import Ends, Row, distribution, draw, fill_holes
 from truing.models.engine import Engine
 
 V, EOS, WINDOW = 60, 3, 160
@@ -64,6 +64,38 @@ def test_scores_equal_one_text_at_a_time(kind):
         for ours, sequence, start in zip(found, sequences, starts, strict=True):
             assert ours.dtype == np.float32 and ours.shape == (len(sequence) - start,)
             np.testing.assert_allclose(ours, one_by_one(model, sequence, start), atol=1e-4, rtol=0)
+
+
+@kinds
+def test_the_likeliest_tokens_are_flagged(kind):
+    model = make(kind)
+    for seed, budget, trunk in [(0, 2048, 0), (1, 50, 0), (2, 60, 40)]:
+        sequences, r = [s for s in prompts(seed, 12, trunk) if len(s) > 1], random.Random(seed)
+        starts = [r.randrange(max(1, trunk), len(s) + 1) for s in sequences]
+        for i in range(0, len(sequences), 2):  # half of them end in what greedy decoding would say
+            with torch.no_grad():
+                sequences[i] = [*sequences[i], int(model(torch.tensor([sequences[i]])).logits[0, -1].argmax())]
+        plain = Engine(model, budget=budget).score(sequences, starts)
+        found = Engine(model, budget=budget).score_greedy(sequences, starts)
+        for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+            with torch.no_grad():
+                likeliest = model(torch.tensor([sequence])).logits[0].argmax(-1).tolist()
+            np.testing.assert_allclose(found[i][0], plain[i], atol=1e-4, rtol=0)
+            assert found[i][1].dtype == bool
+            assert found[i][1].tolist() == [likeliest[t - 1] == sequence[t] for t in range(start, len(sequence))]
+            assert i % 2 or found[i][1][-1]
+
+
+def test_a_last_token_is_predicted_and_not_read():
+    model = make("llama")
+    engine, short = Engine(model), [3, 4, 5]
+    found = engine.score_greedy([[*short, i] for i in range(V)], [3] * V)
+    assert engine.tokens_run == 3 and sum(bool(flags[0]) for _, flags in found) == 1
+    assert sum(np.exp(logprobs[0]) for logprobs, _ in found) == pytest.approx(1, abs=1e-4)
+    over = [1] * (WINDOW + 1)
+    assert len(engine.score_greedy([over], [1])[0][0]) == WINDOW
+    with pytest.raises(ValueError, match="reads at most"):
+        engine.score_greedy([[*over, 1]], [1])
 
 
 def test_a_trunk_common_to_the_job_is_read_once():
@@ -398,5 +430,5 @@ def test_progress_counts_finished_replies_across_groups_of_prompts_of_like_lengt
 
 
 def test_holes_in_the_batch_are_filled_from_its_end():
-    assert engines._fill_holes([True, False, True, False, True]) == [0, 4, 2]
-    assert engines._fill_holes([False, False]) == [] and engines._fill_holes([True]) == [0]
+    assert fill_holes([True, False, True, False, True]) == [0, 4, 2]
+    assert fill_holes([False, False]) == [] and fill_holes([True]) == [0]

@@ -162,6 +162,17 @@ def groups(rows: Sequence[Row]) -> list[list[Row]]:
     ]
 
 
+def fill_holes(alive: Sequence[bool]) -> list[int]:
+    """Which row stands at each place of the smaller batch: holes are filled from the end, the others stay.
+
+    >>> fill_holes([True, False, True, False, True])
+    [0, 4, 2]
+    """
+    order = [i if ok else -1 for i, ok in enumerate(alive)]
+    left = [i for i in order if i >= 0]
+    return [i if i >= 0 else left.pop() for i in order[: len(left)]]
+
+
 def check_settings(
     n: int,
     max_tokens: int,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from truing.models import tree
-from truing.models.draw import Ends, Row, check_settings, draw, groups, make_rows, noise_shape
+from truing.models.draw import Ends, Row, check_settings, draw, fill_holes, groups, make_rows, noise_shape
 from truing.models.tree import Pack
 from truing.types import Sample
 
@@ -58,19 +58,36 @@ class Engine:
 
     def score(self, sequences: Sequence[Ids], starts: Sequence[int]) -> list[np.ndarray]:
         """Log-probabilities float32 of the tokens ``sequence[start:]``, each given all before it (start ≥ 1)."""
-        self._check(sequences)
+        return [logprobs for logprobs, _ in self._score(sequences, starts, sequences)]
+
+    def score_greedy(self, sequences: Sequence[Ids], starts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As ``score``, and with each the flags bool of its tokens: is it the likeliest of all V?
+
+        The last token of a sequence (of two at least) is predicted and not read: sequences that differ in it alone
+        are read once, and a sequence may be one token longer than the model's window.
+        """
+        return self._score(sequences, starts, [sequence[:-1] for sequence in sequences], greedy=True)
+
+    def _score(
+        self, sequences: Sequence[Ids], starts: Sequence[int], read: Sequence[Ids], greedy: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        self._check(read)
         if len(starts) != len(sequences):
             raise ValueError(f"{len(sequences)} sequences but {len(starts)} starts; each sequence needs one.")
         for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             if not 1 <= start <= len(sequence):
                 raise ValueError(f"Sequence {i} of {len(sequence)} tokens has start {start}; expected 1 to its length.")
-        out: list[np.ndarray] = [np.empty(0, np.float32)] * len(sequences)
+        out = [(np.empty(0, np.float32), np.empty(0, bool))] * len(sequences)
         with self._session() as weight:
-            for pack, states, past in self._read(sequences, min(starts, default=1) - 1):
-                places, targets, counts = pack.predictions([start - past for start in starts])
-                found = self._logprobs(states, places, targets, weight).cpu()
-                for member, part in zip(pack.members, found.split(counts), strict=True):
-                    out[member] = part.numpy()
+            for pack, states, past in self._read(read, min(starts, default=1) - 1):
+                tails = [sequences[m][starts[m] :] for m in pack.members]
+                cuts = [starts[m] - 1 - past for m in pack.members]
+                places = [path[a : a + len(tail)] for path, a, tail in zip(pack.paths, cuts, tails, strict=True)]
+                targets = torch.tensor([i for tail in tails for i in tail], dtype=torch.long, device=states.device)
+                found = self._logprobs(states, torch.cat(places), targets, weight, greedy)
+                parts = [t.cpu().split([len(tail) for tail in tails]) for t in found]
+                for member, logprobs, likeliest in zip(pack.members, *parts, strict=True):
+                    out[member] = logprobs.numpy(), likeliest.numpy()
         return out
 
     def next_logprobs(self, sequences: Sequence[Ids], token_ids: Sequence[Ids] | None = None) -> list[np.ndarray]:
@@ -162,7 +179,7 @@ class Engine:
                 done += alive.count(False)
                 if tell is not None:
                     tell(done, total)
-                order = _fill_holes(alive)
+                order = fill_holes(alive)
                 batch.keep(order)
                 rows = [rows[i] for i in order]
                 tokens = tokens[torch.tensor(order, dtype=torch.long, device=tokens.device)]
@@ -222,16 +239,23 @@ class Engine:
             input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
         ).last_hidden_state
 
-    def _logprobs(self, states: Tensor, places: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-        """Log-probabilities [N] of targets after places; a place asked for often passes the head once."""
+    def _logprobs(
+        self, states: Tensor, places: Tensor, targets: Tensor, weight: Tensor, greedy: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [N] of targets after places, and if ``greedy`` whether each is the likeliest token there.
+
+        A place asked for often passes the head once.
+        """
         unique, inverse = places.unique(return_inverse=True)
-        out = torch.empty(len(targets), device=states.device)
+        out, likeliest = (torch.zeros(len(targets), dtype=d, device=states.device) for d in (torch.float32, torch.bool))
         for at in range(0, len(unique), HEAD_ROWS):
             chosen = (inverse >= at) & (inverse < at + HEAD_ROWS)
             logits = tree.logits(self.model, states[unique[at : at + HEAD_ROWS]], weight)
             row = inverse[chosen] - at
             out[chosen] = logits[row, targets[chosen]] - logits.logsumexp(-1)[row]
-        return out
+            if greedy:
+                likeliest[chosen] = logits.argmax(-1)[row] == targets[chosen]
+        return out, likeliest
 
     @contextmanager
     def _session(self) -> Iterator[Tensor]:
@@ -251,17 +275,6 @@ class Engine:
                 raise ValueError(
                     f"Sequence {i} has {len(sequence)} tokens; the model reads at most {window}. Shorten it."
                 )
-
-
-def _fill_holes(alive: Sequence[bool]) -> list[int]:
-    """Which row stands at each place of the smaller batch: holes are filled from the end, the others stay.
-
-    >>> _fill_holes([True, False, True, False, True])
-    [0, 4, 2]
-    """
-    order = [i if ok else -1 for i, ok in enumerate(alive)]
-    left = [i for i in order if i >= 0]
-    return [i if i >= 0 else left.pop() for i in order[: len(left)]]
 
 
 class _TrunkLayer(DynamicLayer):
