@@ -369,6 +369,28 @@ class PIKTrain(Common, Optim):
 
 
 @dataclass(kw_only=True)
+class Eval(Common):
+    """lm-eval's tasks on any model; with two models the differences, question by question."""
+
+    models: tyro.conf.Positional[list[str]] = field(default_factory=list)
+    """A model, or two: the second is compared with the first."""
+    tasks: list[str]
+    """Names of tasks, groups and tags (also with * and ?), or task files; several by spaces or commas."""
+    before: str | None = None
+    """The model to compare with."""
+    after: str | None = None
+    """The model that is compared with --before; the same as naming it without a flag."""
+    num_fewshot: int | None = None
+    """Solved examples shown first; default: each task's own number."""
+    limit: int | None = None
+    """Only the first questions of each task."""
+    include_path: str | None = None
+    """A folder with more tasks (YAML files)."""
+    apply_chat_template: bool = False
+    """Ask through the model's chat template."""
+
+
+@dataclass(kw_only=True)
 class Demo(Common):
     """The whole loop on the packaged model: simulated people, PM, RLHF, round two, red team, honesty, one report."""
 

@@ -21,7 +21,7 @@ ROOT = Path("runs")
 OUTPUT_ONLY = ("out", "json", "debug", "report_to", "max_time", "dry_run", "save_every", "resume_from_checkpoint")
 _TEXTS = ("stop", "stop_after", "system")
 """Options that hold text, never a name."""
-_PACKAGES = ("truing", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy")
+_PACKAGES = ("truing", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy", "lm_eval")
 
 
 def _sha256(path: Path) -> str:

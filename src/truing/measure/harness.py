@@ -1,0 +1,215 @@
+"""``truing eval``: tasks of lm-evaluation-harness on any model, and what changed between two (2204.05862 §4.6).
+
+lm-eval makes the prompts and grades; the engine answers (`truing.measure.harness_lm`). Intervals are ours: they
+resample questions, and differences of two models are taken question by question.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.metadata
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from truing.configs import Eval
+from truing.data.files import write_rows
+from truing.measure.harness_lm import Keep, Rows, Work, harness_class, what_is_missing
+from truing.measure.harness_numbers import before_after, measured, numbers_of, question_rows, shown_samples, task_table
+from truing.measure.labels import expected_tokens, in_chunks
+from truing.models.lm import LM
+from truing.models.load import find_model, load_tokenizer
+from truing.runs import Run
+
+FEWSHOT_SEED = 1234
+"""lm-eval's own seed of few-shot examples; --seed is added, so that 0 gives the prompts of published numbers."""
+KEPT = "answers-{}-{}.jsonl"
+"""Answers to the requests of one kind, by model; gone when the run is done."""
+CHUNK = {"generate_until": 128}
+SCORED = 512
+"""Requests between two savings: replies above, log-probabilities here."""
+
+
+class OutOfTime(Exception):
+    """``max_time`` is over; what was answered is kept."""
+
+
+def evaluate(config: Eval) -> Run | dict[str, Any]:
+    """The verb ``eval``: numbers ``METRIC/TASK``, with two models also ``/before`` and ``/difference``; rows.
+
+    The same call again resumes it. With ``dry_run`` returns what would be asked. Raises ValueError where lm-eval is
+    missing, for tasks it does not know or cannot load, and for options that mean nothing.
+    """
+    names = models_of(config)
+    if config.limit is not None and config.limit < 1:
+        raise ValueError(f"--limit is {config.limit}; expected at least 1 question of each task.")
+    if config.num_fewshot is not None and config.num_fewshot < 0:
+        raise ValueError(f"--num-fewshot is {config.num_fewshot}; expected 0 or more examples.")
+    built, tasks = load_tasks(config.tasks, config.include_path)
+    notes = _set_shots(tasks, config.num_fewshot)
+    if config.dry_run:
+        return {"lines": [_expected(name, task, config.limit) for name, task in tasks.items()]}
+    _check_models(names, config.apply_chat_template)
+    run = Run.open(
+        "eval",
+        config,
+        data_hashes={f"task {name}": content_hash(task, config.limit) for name, task in tasks.items()},
+        slug=f"{Path(names[-1]).name}-{'-'.join(tasks)}",
+    )
+    if run.done:
+        return run
+    try:
+        results = [_ask(run, config, place, name, built) for place, name in enumerate(names)]
+    except OutOfTime as stopped:
+        run.stop({}, [f"{stopped} The same command goes on."])
+        return run
+    found = [measured(result, tasks, built) for result in results]
+    numbers = numbers_of(found, config.seed)
+    if len(found) == 2:
+        write_rows(run.path / "before_after.csv", before_after(found[0], numbers))
+        notes.append(f"before is {names[0]}; the others are {names[1]}; difference is the second − the first.")
+    write_rows(run.path / "tasks.csv", task_table(results[-1], tasks))
+    write_rows(run.path / "rows.jsonl", question_rows(results[-1]))
+    run.write_samples(shown_samples(results))
+    if config.limit is not None:
+        notes.append(f"Only the first {config.limit} questions of each task were asked.")
+    run.finish(numbers, [f"Prompts and grading by lm-eval {importlib.metadata.version('lm_eval')}.", *notes])
+    for kept in run.path.glob(KEPT.format("*", "*")):
+        kept.unlink()
+    return run
+
+
+def models_of(config: Eval) -> list[str]:
+    """One model, or the one before and the one after. Raises ValueError for any other number of them."""
+    names = [n for n in [config.before, *config.models, config.after] if n is not None]
+    if len(names) not in (1, 2) or (config.after is not None and config.before is None):
+        given = ", ".join(names) or "none"
+        raise ValueError(f"Name one model, or two of which the second is compared with the first; given: {given}.")
+    return names
+
+
+def _check_models(names: Sequence[str], chat: bool) -> None:
+    """A mistyped second name must not be found out after the first model's hours."""
+    for name in names:
+        if not load_tokenizer(find_model(name)).chat_template and chat:
+            raise ValueError(f"The tokenizer of {name!r} has no chat template; leave --apply-chat-template out.")
+
+
+def load_tasks(names: Sequence[str], include_path: str | None = None) -> tuple[list[Any], dict[str, Any]]:
+    """lm-eval's tasks and groups of these names (commas and * allowed), and all single tasks by name.
+
+    Raises ValueError for a name that lm-eval does not know, with the nearest ones, and for a task that cannot be
+    loaded or would run code that a model wrote.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as problem:
+        raise what_is_missing(problem) from None
+    wanted = [name.strip() for given in names for name in given.split(",") if name.strip()]
+    if include_path is not None and not Path(include_path).is_dir():
+        raise ValueError(f"--include-path is {include_path}; expected a folder with task files (YAML).")
+    # reading lm-eval's own thousands of task files takes a while, so the user's folder is looked at first
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if not all(_matches(manager, name) for name in wanted):
+        manager = TaskManager(include_path=include_path)
+    found: dict[str, Any] = {}
+    for name in wanted:
+        specs = _matches(manager, name)
+        if not specs:
+            near = difflib.get_close_matches(name, manager.all_tasks, 3, 0.5)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(f"lm-eval has no task {name!r}.{hint} `lm-eval ls tasks` lists all of them.")
+        for spec in specs:
+            found |= _load(manager, spec)
+    if not found:
+        raise ValueError("--tasks names no task.")
+    groups = [thing for thing in found.values() if hasattr(thing, "get_all_tasks")]
+    inside = {t.task_name for g in groups for t in g.get_all_tasks()} | {
+        s.name for g in groups for s in g.get_all_groups()
+    }
+    built = [thing for name, thing in found.items() if name not in inside]
+    tasks: dict[str, Any] = manager.load(built)["tasks"]
+    for name, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise ValueError(f"The task {name} runs code that the model writes, which truing does only in a sandbox.")
+    return built, tasks
+
+
+def _matches(manager: Any, name: str) -> list[str]:
+    return manager.match_tasks([name]) or ([name] if Path(name).suffix == ".yaml" and Path(name).is_file() else [])
+
+
+def _load(manager: Any, spec: str) -> dict[str, Any]:
+    try:
+        loaded = manager.load([spec])
+    except Exception as problem:  # a task is code of others that fetches data: anything may go wrong
+        said = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"lm-eval could not load the task {spec}: {said}. Its data set comes from the hub unless it is in the "
+            "cache or the task names local files (HF_HUB_OFFLINE=1 forbids fetching)."
+        ) from problem
+    return {**loaded["groups"], **loaded["tasks"]}
+
+
+def _set_shots(tasks: Mapping[str, Any], shots: int | None) -> list[str]:
+    """Set the number of examples as lm-eval does, so that a dry run counts them; notes on tasks that refuse it."""
+    fixed = [name for name, task in tasks.items() if task.get_config("num_fewshot") == 0]
+    for name, task in tasks.items():
+        if shots is not None and name not in fixed:
+            task.set_config(key="num_fewshot", value=shots)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+    if not shots or not fixed:
+        return []
+    return [f"Asked without examples whatever --num-fewshot says, because the task fixes it: {', '.join(fixed)}."]
+
+
+def _expected(name: str, task: Any, limit: int | None) -> str:
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    task.build_all_requests(limit=limit)
+    texts = ["".join(a for a in request.args if isinstance(a, str)) for request in task.instances]
+    questions = len({request.doc_id for request in task.instances})
+    return f"{name}: {questions:,} questions, {len(texts):,} requests, about {expected_tokens(texts):,} tokens to read."
+
+
+def content_hash(task: Any, limit: int | None = None) -> str:
+    """sha256 of a task's configuration and questions."""
+    whole = [task.dump_config(), list(itertools.islice(task.eval_docs, limit))]
+    text = json.dumps(whole, sort_keys=True, default=lambda thing: type(thing).__name__)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _ask(run: Run, config: Eval, place: int, name: str, built: Sequence[Any]) -> dict[str, Any]:
+    """lm-eval's results for one model; answers are kept in the run as they come."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    compute = run.compute(config)
+    lm = LM.load(name, device=compute.device, dtype=compute.dtype)
+    model = harness_class()(lm, seed=config.seed, keep=_keeper(run, place, config.max_time))
+    return simple_evaluate(
+        model,
+        tasks=list(built),
+        task_manager=TaskManager(include_defaults=False),  # the tasks are loaded: it need not look for any
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        bootstrap_iters=0,
+        apply_chat_template=config.apply_chat_template,
+        fewshot_random_seed=FEWSHOT_SEED + config.seed,
+    )
+
+
+def _keeper(run: Run, place: int, max_time: float | None) -> Keep:
+    def keep(kind: str, items: Sequence[Any], work: Work) -> Rows:
+        words = "Replies" if kind == "generate_until" else "Requests"
+        label = f"{words} of model {place + 1}" if place else words
+        size = CHUNK.get(kind, SCORED)
+        rows = in_chunks(run, KEPT.format(kind, place + 1), items, work, label=label, max_time=max_time, size=size)
+        if len(rows) < len(items):
+            raise OutOfTime(f"Stopped after {len(rows)} of {len(items)} requests ({kind}, model {place + 1}).")
+        return rows
+
+    return keep
