@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 from truing.models import draw as drawing
 from truing.models import engine as engines
 from truing.models import tree
-from truing.models.draw import Ends, Row, distribution, draw, fill_holes
+from truing.models.draw import Ends, Row, Settings, distribution, draw, fill_holes
 from truing.models.engine import Engine
 
 V, EOS, WINDOW = 60, 3, 160
@@ -432,3 +432,61 @@ def test_progress_counts_finished_replies_across_groups_of_prompts_of_like_lengt
 def test_holes_in_the_batch_are_filled_from_its_end():
     assert fill_holes([True, False, True, False, True]) == [0, 4, 2]
     assert fill_holes([False, False]) == [] and fill_holes([True]) == [0]
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, "sliding"])
+def test_settings_of_ones_own_give_what_a_call_of_ones_own_gives(kind):
+    """Catches a neighbour's temperature, cut-off, limit or stop string."""
+    engine, asked = Engine(make(kind), EOS, max_batch=3), prompts(1)
+    decode = lambda ids: "".join(chr(97 + i % 26) for i in ids)  # noqa: E731
+    kinds = [
+        Settings(9),
+        Settings(12, temperature=0.0),
+        Settings(0),
+        Settings(7, temperature=1.5, top_k=5),
+        Settings(12, top_p=0.6, stops=("c", "kk")),
+        Settings(12, stops_after=("d",)),
+    ]
+    each = [kinds[i % len(kinds)] for i in range(len(asked))]
+    seeds = [[i, 100 + i] for i in range(len(asked))]
+    together = engine.sample(asked, n=2, each=each, decode=decode, seeds=seeds)
+    for prompt, s, seed, found in zip(asked, each, seeds, together, strict=True):
+        alone = engine.sample([prompt], n=2, each=[s], decode=decode, seeds=[seed])[0]
+        assert [(x.text, x.token_ids, x.finish, x.seed) for x in found] == [
+            (x.text, x.token_ids, x.finish, x.seed) for x in alone
+        ]
+        assert np.allclose([x.logprob for x in found], [x.logprob for x in alone], atol=1e-4)
+    assert len({s.finish for found in together for s in found}) == 2
+    with pytest.raises(ValueError, match="prompts but 1 settings"):
+        engine.sample(asked, each=each[:1])
+    with pytest.raises(ValueError, match="top_p is 2"):
+        engine.sample(asked, each=[*each[:-1], Settings(3, top_p=2)], decode=decode)
+
+
+def test_the_pieces_of_a_streamed_reply_make_its_text():
+    engine, asked, heard = Engine(make("llama"), EOS, max_batch=3), prompts(1), dict[tuple[int, int], list[str]]()
+    words = ["a", "b", "\n", "\n\n", "Hum", "an:", "é", " ", ".", "You"]
+    decode = lambda ids: "".join(words[i % len(words)] for i in ids)  # noqa: E731
+    drawn = engine.sample(
+        asked,
+        n=4,
+        max_tokens=30,
+        stops=["\n\nHuman:", "bb"],
+        stops_after=["."],
+        decode=decode,
+        on_text=lambda prompt, reply, piece: heard.setdefault((prompt, reply), []).append(piece),
+    )
+    texts = {(i, j): s.text for i, found in enumerate(drawn) for j, s in enumerate(found) if s.text}
+    assert {place: "".join(pieces) for place, pieces in heard.items()} == texts
+    assert max(map(len, heard.values())) > 3, "in pieces, not at the end"
+
+
+def test_what_may_become_a_stop_string_or_half_a_character_is_not_told_yet():
+    words = ["Hi", "\n\nHu", "ge", "\n\nHuman", ":", "\ufffd", "é"]
+
+    def decode(ids):
+        return "".join(words[i] for i in ids).replace("\ufffdé", "é")
+
+    ends, row = Ends(frozenset(), ["\n\nHuman:"], decode), Row(0, 0, (1,), 0, limit=99)
+    told = [ends.news(row, ends.take(row, i, 0.0)) for i in (0, 1, 2, 5, 6, 3, 4)]
+    assert told == ["Hi", "", "\n\nHuge", "", "é", "", ""]

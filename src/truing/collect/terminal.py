@@ -64,11 +64,11 @@ def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | dict[s
             dialogue = dialogue.ask(line)
         if not said:
             show_prompt(lm, dialogue)
+        print(f"\n{config.model}: ", end="", flush=True)
         reply, score = _reply(lm, pm, dialogue, config, draws)
         draws += 1
         dialogue = dialogue.reply(reply.text)
-        opinion = "" if score is None else f"  [score {score:+.2f}]"
-        print(f"\n{config.model}: {reply.text}{opinion}", flush=True)
+        print(reply.text if config.best_of > 1 else "", "" if score is None else f"  [score {score:+.2f}]", sep="")
         said.append({"prompt": dialogue.prompt.last.text, "reply": reply.text, "score": score, "finish": reply.finish})
         if run:
             run.write_samples(said)
@@ -80,6 +80,7 @@ def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | dict[s
 def _reply(
     lm: AnyLM, pm: PreferenceModel | None, dialogue: Dialogue, config: Chat, draws: int
 ) -> tuple[Sample, float | None]:
+    """Draw and choose; a reply that is the only one is printed as it comes."""
     samples = lm.sample(
         [dialogue],
         n=config.best_of,
@@ -87,6 +88,7 @@ def _reply(
         temperature=config.temperature,
         stop_after=config.stop_after,
         seed=config.seed + draws,
+        on_text=(lambda prompt, reply, piece: print(piece, end="", flush=True)) if config.best_of == 1 else None,
     )[0]
     if pm is None:
         return samples[0], None

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from truing.models.draw import make_rows
+from truing.models.draw import Settings, make_rows
 from truing.models.lm import LM
 
 NAME = "truing"
@@ -168,24 +168,19 @@ class EngineLM:
         items = [p._replace(seed=seed) for p, seed in zip(prompts, seeds, strict=True)]
 
         def work(some: Sequence[Drawing], place: int) -> Rows:
-            texts = [""] * len(some)
-            for settings in dict.fromkeys(d[:5] for d in some):
-                places = [i for i, d in enumerate(some) if d[:5] == settings]
-                max_tokens, temperature, top_p, top_k, until = settings
-                drawn = self.lm.engine.sample(
-                    [some[i].ids for i in places],
-                    max_tokens=max_tokens,
-                    temperature=temperature,
-                    top_p=top_p,
-                    top_k=top_k,
-                    stops=[stop for stop in until if stop],
-                    decode=self.tokenizer.decode,
-                    seeds=[[some[i].seed] for i in places],
-                )
-                for i, (sample,) in zip(places, drawn, strict=True):
-                    text = self.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
-                    texts[i] = postprocess_generated_text(text, list(until), None)
-            return [{"text": text} for text in texts]
+            drawn = self.lm.engine.sample(
+                [d.ids for d in some],
+                each=[
+                    Settings(d.max_tokens, d.temperature, d.top_p, d.top_k, tuple(filter(None, d.until))) for d in some
+                ],
+                decode=self.tokenizer.decode,
+                seeds=[[d.seed] for d in some],
+            )
+            texts = [self.tokenizer.decode(sample.token_ids, skip_special_tokens=True) for (sample,) in drawn]
+            return [
+                {"text": postprocess_generated_text(text, list(d.until), None)}
+                for text, d in zip(texts, some, strict=True)
+            ]
 
         return [row["text"] for row in self._in_order("generate_until", items, work)]
 

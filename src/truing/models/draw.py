@@ -65,6 +65,23 @@ def draw(
     return tokens, gather_logprobs(logits, tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one reply is drawn and when it ends, as `Engine.sample` explains them."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stops: tuple[str, ...] = ()
+    stops_after: tuple[str, ...] = ()
+
+    @property
+    def drawing(self) -> tuple[float, float, int]:
+        """What `draw` takes: temperature, top_p, top_k."""
+        return self.temperature, self.top_p, self.top_k
+
+
 @dataclass
 class Row:
     """One reply in the making."""
@@ -74,6 +91,8 @@ class Row:
     prompt: tuple[int, ...]
     seed: int
     limit: int = 0
+    told: str = ""
+    """What has been streamed of its text."""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: Finish = "length"
@@ -123,11 +142,33 @@ class Ends:
     def _cut(self, ids: list[int]) -> tuple[str, bool]:
         return cut_at_stop(self.decode(ids), self.stops, self.stops_after)
 
-    def sample(self, row: Row) -> Sample:
-        """The finished reply; its text without eos and without what a stop string (not one of `stops_after`) began."""
+    def text(self, row: Row) -> str:
+        """What was said so far, without eos and without what a stop string (not one of `stops_after`) began."""
         said = row.ids[:-1] if row.ids and row.ids[-1] in self.eos_ids else row.ids
-        text = self._cut(said)[0] if said else ""
-        return Sample(text, tuple(row.ids), tuple(row.logprobs), row.finish, row.seed)
+        return self._cut(said)[0] if said else ""
+
+    def news(self, row: Row, over: bool) -> str:
+        """The part of a row's text that is certain and has not been told; the parts of a reply make its text.
+
+        Until the reply is over, what may be a part of a character or of a stop string is held back.
+        """
+        text = self.text(row)
+        if not over:
+            text = text.rstrip("\ufffd")
+            text = text[: len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)]
+        if not text.startswith(row.told):  # a decoder that changes its mind: the rest comes at the end
+            return text[len(row.told) :] if over else ""
+        piece, row.told = text[len(row.told) :], text
+        return piece
+
+    def sample(self, row: Row) -> Sample:
+        """The finished reply."""
+        return Sample(self.text(row), tuple(row.ids), tuple(row.logprobs), row.finish, row.seed)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of a text begin a stop string."""
+    return next((k for k in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:k])), 0)
 
 
 def reply_seed(seed: int, index: int) -> int:

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from truing.models import tree
-from truing.models.draw import Ends, Row, check_settings, draw, fill_holes, groups, make_rows, noise_shape
+from truing.models.draw import Ends, Row, Settings, check_settings, draw, fill_holes, groups, make_rows, noise_shape
+from truing.models.slots import KeyValues, Reread, Slots, TrunkLayer
 from truing.models.tree import Pack
 from truing.types import Sample
 
 Ids = Sequence[int]
-KeyValues = list[tuple[Tensor, Tensor]]  # per layer, each [1, heads, tokens, head width]
 
 TRUNK = 32
 """A common beginning of at least this many tokens is kept as keys and values."""
@@ -111,17 +112,19 @@ class Engine:
         prompts: Sequence[Ids],
         *,
         n: int = 1,
-        max_tokens: int,
+        max_tokens: int = 128,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
         stops: Sequence[str] = (),
         stops_after: Sequence[str] = (),
         decode: Callable[[list[int]], str] | None = None,
+        each: Sequence[Settings] | None = None,
         seeds: int | Sequence[Sequence[int]] = 0,
         progress: Callable[[int, int], None] | None = None,
+        on_text: Callable[[int, int, str], None] | None = None,
     ) -> list[list[Sample]]:
-        """``n`` replies to each prompt.
+        """``n`` replies to each prompt. ``each`` gives every prompt settings of its own, in place of the call's.
 
         A reply ends at an eos id or where its text completes a stop string (finish ``stop``; text is cut before one of
         ``stops``, after one of ``stops_after``; ``token_ids`` keep it), or after ``max_tokens``, or at the end of the
@@ -131,39 +134,50 @@ class Engine:
 
         ``seeds``: one per reply, or one number for the call, from which every reply gets its own (`Sample.seed`;
         the first reply to a prompt keeps the number itself, equal prompts count on). A reply asked for again with
-        its prompt and ``[[Sample.seed]]`` is drawn the same. ``progress`` is called with finished and all replies.
+        its prompt and ``[[Sample.seed]]`` is drawn the same. ``progress`` is called with finished and all replies,
+        ``on_text`` with prompt, reply and new text as it comes (the pieces of a reply make its text).
         Raises ValueError on settings out of range and on prompts that are empty or fill the model's window.
         """
-        check_settings(n, max_tokens, temperature, top_p, top_k, stops, stops_after, decode)
+        if each is None:
+            shared = Settings(max_tokens, temperature, top_p, top_k, tuple(stops), tuple(stops_after))
+            check_settings(n, max_tokens, temperature, top_p, top_k, stops, stops_after, decode)
+            each = [shared] * len(prompts)
         self._check(prompts)
         rows = make_rows(prompts, n, seeds)
+        ends = self._settle(rows, n, len(prompts), each, decode)
+        job = _Job(each, ends, progress, on_text, len(rows), sum(row.limit == 0 for row in rows))
+        with self._session() as weight:
+            for group in groups([row for row in rows if row.limit]):
+                self._decode(group, job, weight)
+        out: list[list[Sample]] = [[] for _ in prompts]
+        for row in sorted(rows, key=lambda r: (r.request, r.index)):
+            out[row.request].append(ends[row.request].sample(row))
+        return out
+
+    def _settle(self, rows: list[Row], n: int, prompts: int, each: Sequence[Settings], decode: Any) -> list[Ends]:
+        """Give every row its limit; what ends a reply to each prompt. Raises ValueError as ``sample`` says."""
+        if len(each) != prompts:
+            raise ValueError(f"{prompts} prompts but {len(each)} settings; each prompt needs its own.")
+        ends: dict[tuple[tuple[str, ...], tuple[str, ...]], Ends] = {}
+        for s in dict.fromkeys(each):
+            check_settings(n, s.max_tokens, *s.drawing, s.stops, s.stops_after, decode)
+            if (s.stops, s.stops_after) not in ends:
+                ends[s.stops, s.stops_after] = Ends(self.eos_ids, s.stops, decode, s.stops_after)
         window = self._window()
         for row in rows:
-            row.limit = max_tokens if window is None else min(max_tokens, window - len(row.prompt))
-            if row.limit < 1 and max_tokens > 0:
+            s = each[row.request]
+            row.limit = s.max_tokens if window is None else min(s.max_tokens, window - len(row.prompt))
+            if row.limit < 1 and s.max_tokens > 0:
                 raise ValueError(
                     f"Prompt {row.request} has {len(row.prompt)} tokens and the model reads at most {window}: no room "
                     "for a reply. Shorten the prompt."
                 )
-        ends = Ends(self.eos_ids, stops, decode, stops_after)
-        settings = (temperature, top_p, top_k)
-        if max_tokens:
-            with self._session() as weight:
-                done = 0
-                for group in groups(rows):
-                    self._decode(group, ends, settings, weight, progress, done, len(rows))
-                    done += len(group)
-        out: list[list[Sample]] = [[] for _ in prompts]
-        for row in sorted(rows, key=lambda r: (r.request, r.index)):
-            out[row.request].append(ends.sample(row))
-        return out
+        return [ends[s.stops, s.stops_after] for s in each]
 
-    def _decode(
-        self, waiting: list[Row], ends: Ends, settings: Any, weight: Tensor, tell: Any, done: int, total: int
-    ) -> None:
+    def _decode(self, waiting: list[Row], job: _Job, weight: Tensor) -> None:
         """Draw all replies of one group of rows; they enter the batch in order and leave it when they end."""
         rows: list[Row] = []
-        batch: _Slots | _Reread = self._slots(waiting) if self.trees else _Reread(self)
+        batch: Slots | Reread = self._slots(waiting) if self.trees else Reread(self)
         logits = torch.empty(0)
         while rows or waiting:
             free = batch.size - len(rows)
@@ -171,14 +185,9 @@ class Engine:
                 new, waiting = waiting[:free], waiting[free:]
                 entered = tree.logits(self.model, batch.admit([row.prompt for row in new]), weight)
                 logits, rows = torch.cat([logits, entered]) if rows else entered, rows + new
-            size = sum(noise_shape(logits.shape[-1]))
-            noise = torch.from_numpy(np.stack([row.noise(size) for row in rows])).to(logits.device)
-            tokens, logprobs = draw(logits, noise, *settings)
-            alive = [not ends.take(*taken) for taken in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True)]
+            tokens, logprobs = job.draw(rows, logits)
+            alive = job.take(rows, tokens.tolist(), logprobs.tolist())
             if not all(alive):
-                done += alive.count(False)
-                if tell is not None:
-                    tell(done, total)
                 order = fill_holes(alive)
                 batch.keep(order)
                 rows = [rows[i] for i in order]
@@ -186,13 +195,13 @@ class Engine:
             if rows:
                 logits = tree.logits(self.model, batch.step(tokens), weight)
 
-    def _slots(self, rows: Sequence[Row]) -> _Slots:
+    def _slots(self, rows: Sequence[Row]) -> Slots:
         config, longest = self.config, max(len(row.prompt) + row.limit for row in rows)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         row_bytes = 2 * config.num_hidden_layers * heads * width * longest * self.inner.dtype.itemsize
         size = max(1, min(self.max_batch, len(rows), self.cache_bytes // row_bytes))
-        return _Slots(self, size, longest, self._trunk([row.prompt for row in rows]))
+        return Slots(self, size, longest, self._trunk([row.prompt for row in rows]))
 
     def _trunk(self, sequences: Sequence[Ids], limit: int | None = None) -> KeyValues:
         """Keys and values of the beginning common to all sequences; [] if it is too short to be worth it."""
@@ -226,7 +235,7 @@ class Engine:
     def _run(self, pack: Pack, trunk: KeyValues) -> tuple[Tensor, KeyValues]:
         """Last hidden states [T, H] of a pack that stands after a trunk, and the pack's own keys and values."""
         pack = pack.to(self.inner.device)
-        layers = [_TrunkLayer(trunk[i] if trunk else None) for i in range(self.config.num_hidden_layers)]
+        layers = [TrunkLayer(trunk[i] if trunk else None) for i in range(self.config.num_hidden_layers)]
         past = trunk[0][0].shape[2] if trunk else 0
         states = self._body(pack.ids[None], pack.positions[None] + past, pack.mask(self._mask_dtype, past), layers)[0]
         return states, [layer.new for layer in layers]
@@ -277,120 +286,41 @@ class Engine:
                 )
 
 
-class _TrunkLayer(DynamicLayer):
-    """Keys and values of a trunk, seen but never changed; ``new`` are those of the tokens read after it."""
+@dataclass
+class _Job:
+    """One call of ``sample``: what its prompts ask for, who hears of it, and how many of its replies are over."""
 
-    def __init__(self, past: tuple[Tensor, Tensor] | None = None) -> None:
-        super().__init__()
-        self.past = past
+    each: Sequence[Settings]
+    ends: Sequence[Ends]
+    progress: Callable[[int, int], None] | None
+    on_text: Callable[[int, int, str], None] | None
+    total: int
+    done: int
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.new = (key_states, value_states)
-        if self.past is None:
-            return self.new
-        keys, values = (torch.cat([old, new], 2) for old, new in zip(self.past, self.new, strict=True))
-        return keys, values
+    def draw(self, rows: Sequence[Row], logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The next token of every row, drawn with its prompt's settings, and its log-probability."""
+        size = sum(noise_shape(logits.shape[-1]))
+        noise = torch.from_numpy(np.stack([row.noise(size) for row in rows])).to(logits.device)
+        ways = [self.each[row.request].drawing for row in rows]
+        if len(set(ways)) == 1:
+            return draw(logits, noise, *ways[0])
+        tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+        logprobs = torch.empty(len(rows), device=logits.device)
+        for way in dict.fromkeys(ways):
+            places = torch.tensor([i for i, other in enumerate(ways) if other == way], device=logits.device)
+            tokens[places], logprobs[places] = draw(logits[places], noise[places], *way)
+        return tokens, logprobs
 
-
-class _SlotLayer(DynamicLayer):
-    """A preallocated cache [slots, heads, places, head width]; row r writes at place ``slots.lengths[r]``."""
-
-    def __init__(self, slots: _Slots, like: tuple[Tensor, Tensor]) -> None:
-        super().__init__()
-        self.slots = slots
-        # zeros, not empty: what a mask hides must still be finite
-        self.stored = [t.new_zeros(slots.size, t.shape[1], slots.places, t.shape[3]) for t in like]
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        at, end = self.slots.lengths, self.slots.longest + 1
-        rows = torch.arange(len(at), device=at.device)
-        for stored, new in zip(self.stored, (key_states, value_states), strict=True):
-            stored[rows, :, at] = new[:, :, 0]
-        return self.stored[0][: len(at), :, :end], self.stored[1][: len(at), :, :end]
-
-
-class _Slots:
-    """Rows being decoded together, each with its own length, in a preallocated cache."""
-
-    def __init__(self, engine: Engine, size: int, places: int, trunk: KeyValues) -> None:
-        self.engine, self.size, self.places, self.trunk = engine, size, places, trunk
-        self.layers: list[_SlotLayer] = []
-        self.lengths = torch.empty(0, dtype=torch.long, device=engine.inner.device)
-        self.longest = 0
-        self.known: dict[tuple[int, ...], tuple[Tensor, KeyValues]] = {}
-
-    def admit(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
-        """Append rows; each distinct prompt is read once. Returns the state after each prompt [rows, H]."""
-        fresh = [p for p in dict.fromkeys(prompts) if p not in self.known]
-        past = self.trunk[0][0].shape[2] if self.trunk else 0
-        for pack in tree.pack([p[past:] for p in fresh], self.engine.budget):
-            states, read = self.engine._run(pack, self.trunk)
-            for member, path in zip(pack.members, pack.paths, strict=True):
-                path = path.to(states.device)
-                self.known[fresh[member]] = states[path[-1]], [(k[:, :, path], v[:, :, path]) for k, v in read]
-        for prompt in dict.fromkeys(prompts):
-            first = len(self.lengths)
-            copies = prompts.count(prompt)
-            self._write(first, first + copies, past, self.known[prompt][1])
-            self.lengths = torch.cat([self.lengths, self.lengths.new_full((copies,), len(prompt))])
-        out = torch.stack([self.known[prompt][0] for prompt in prompts])
-        self.known = {prompts[-1]: self.known[prompts[-1]]}  # more replies to it may wait; to the others none
-        return out
-
-    def _write(self, first: int, last: int, past: int, read: KeyValues) -> None:
-        if not self.layers:
-            self.layers = [_SlotLayer(self, pair) for pair in read]
-        for i, (layer, pair) in enumerate(zip(self.layers, read, strict=True)):
-            for kept, new, trunk in zip(layer.stored, pair, self.trunk[i] if past else pair, strict=True):
-                if past:
-                    kept[first:last, :, :past] = trunk
-                kept[first:last, :, past : past + new.shape[2]] = new
-
-    def keep(self, order: list[int]) -> None:
-        """Row j becomes what row ``order[j]`` was; only rows that change place are copied."""
-        moved = [j for j, i in enumerate(order) if i != j]
-        longest = int(self.lengths.max())
-        for layer in self.layers if moved else []:
-            for kept in layer.stored:
-                used = kept[:, :, :longest]
-                used[moved] = used[[order[j] for j in moved]]
-        self.lengths = self.lengths[torch.tensor(order, dtype=torch.long, device=self.lengths.device)]
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Read one more token on every row; the state after it [rows, H]."""
-        self.longest = int(self.lengths.max())
-        dtype, places = self.engine._mask_dtype, torch.arange(self.longest + 1, device=tokens.device)
-        hidden = places[None, :] > self.lengths[:, None]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=tokens.device).masked_fill_(hidden, torch.finfo(dtype).min)
-        out = self.engine._body(tokens[:, None], self.lengths[:, None], mask[:, None, None], self.layers)
-        self.lengths = self.lengths + 1
-        return out[:, 0]
-
-
-class _Reread:
-    """The same interface for models that cannot take trees: right-padded rows, read again at every step."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.size, self.rows = engine, engine.max_batch, list[list[int]]()
-        tree.explain_fallback(engine.config.model_type)
-
-    def admit(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
-        self.rows += [list(p) for p in prompts]
-        return self._last(self.rows[-len(prompts) :])
-
-    def keep(self, order: list[int]) -> None:
-        self.rows = [self.rows[i] for i in order]
-
-    def step(self, tokens: Tensor) -> Tensor:
-        for row, token in zip(self.rows, tokens.tolist(), strict=True):
-            row.append(token)
-        return self._last(self.rows)
-
-    def _last(self, rows: list[list[int]]) -> Tensor:
-        device, pad = self.engine.inner.device, self.engine.pad
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=pad).to(device)
-        lengths = torch.tensor([len(r) for r in rows], device=device)
-        real = (torch.arange(ids.shape[1], device=device)[None] < lengths[:, None]).long()
-        self.engine.tokens_run += ids.numel()
-        states = tree.body(self.engine.model)(input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state
-        return states[torch.arange(len(rows), device=device), lengths - 1]
+    def take(self, rows: Sequence[Row], tokens: Sequence[int], logprobs: Sequence[float]) -> list[bool]:
+        """Add the drawn tokens to their rows and tell of them; which rows go on."""
+        alive = []
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            ends = self.ends[row.request]
+            over = ends.take(row, token, logprob)
+            alive.append(not over)
+            if self.on_text is not None and (piece := ends.news(row, over)):
+                self.on_text(row.request, row.index, piece)
+        self.done += alive.count(False)
+        if self.progress is not None and not all(alive):
+            self.progress(self.done, self.total)
+        return alive

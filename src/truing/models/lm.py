@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from truing.models import tree
-from truing.models.draw import make_rows
+from truing.models.draw import Settings, check_settings, make_rows
 from truing.models.engine import Engine
 from truing.models.load import load_model, quiet, whole_folder
 from truing.text import HUMAN, Format, encode, format_of, pieces, split_context
@@ -131,15 +131,18 @@ class LM:
         top_k: int = 0,
         stop: Sequence[str] = (),
         stop_after: Sequence[str] = (),
+        each: Sequence[Settings] | None = None,
         seed: int | Sequence[Sequence[int]] = 0,
         progress: Callable[[int, int], None] | None = None,
+        on_text: Callable[[int, int, str], None] | None = None,
     ) -> list[list[Sample]]:
         """``n`` replies to every dialogue, or continuations of every text.
 
         A reply to a dialogue also stops where the model writes the human's next turn; the space that HH text has
         before a reply is not part of ``Sample.text``. Text is cut before the first of ``stop`` and after the first of
-        ``stop_after`` (vLLM calls that include_stop_str_in_output). ``seed`` as in `Engine.sample`. Raises ValueError
-        if a dialogue does not wait for a reply.
+        ``stop_after`` (vLLM calls that include_stop_str_in_output). ``each`` gives every prompt settings of its own;
+        it, ``seed``, ``progress`` and ``on_text`` as in `Engine.sample`. Raises ValueError if a dialogue does not
+        wait for a reply.
         """
         for i, prompt in enumerate(prompts):
             if isinstance(prompt, Dialogue) and not prompt.is_prompt:
@@ -148,20 +151,23 @@ class LM:
         if len(talks) > 1:
             raise ValueError("Sample dialogues and plain texts in calls of their own: they stop differently.")
         talk = talks == {True}
+        if each is None:
+            check_settings(n, max_tokens, temperature, top_p, top_k, stop, stop_after, self.tokenizer.decode)
+            shared = Settings(max_tokens, temperature, top_p, top_k, tuple(stop), tuple(stop_after))
+            each = [shared] * len(prompts)
+        if talk:
+            each = [dataclasses.replace(s, stops=(HUMAN, *(x for x in s.stops if x != HUMAN))) for s in each]
+        spaced = talk and self.format == "hh"
         drawn = self.engine.sample(
             [self.encode_prompt(p) for p in prompts],
             n=n,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            stops=[*([HUMAN] if talk else []), *(s for s in stop if s != HUMAN or not talk)],
-            stops_after=stop_after,
+            each=each,
             decode=self.tokenizer.decode,
             seeds=seed,
             progress=progress,
+            on_text=_unspaced(on_text) if on_text and spaced else on_text,
         )
-        if not (talk and self.format == "hh"):
+        if not spaced:
             return drawn
         return [[dataclasses.replace(s, text=s.text.removeprefix(" ")) for s in samples] for samples in drawn]
 
@@ -201,6 +207,20 @@ class LM:
         with whole_folder(Path(folder)) as work, quiet():
             tree.unwrap(self.model).save_pretrained(work)
             self.tokenizer.save_pretrained(work)
+
+
+def _unspaced(on_text: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
+    """The same listener, spared the space that HH text has before a reply."""
+    begun = set[tuple[int, int]]()
+
+    def tell(prompt: int, reply: int, piece: str) -> None:
+        if (prompt, reply) not in begun:
+            begun.add((prompt, reply))
+            piece = piece.removeprefix(" ")
+        if piece:
+            on_text(prompt, reply, piece)
+
+    return tell
 
 
 def show_prompt(lm: AnyLM, prompt: str | Dialogue, name: str = "First prompt") -> str:

@@ -88,13 +88,14 @@ class RemoteLM:
         stop_after: Sequence[str] = (),
         seed: int | Sequence[Sequence[int]] = 0,
         progress: Callable[[int, int], None] | None = None,
+        on_text: Callable[[int, int, str], None] | None = None,
     ) -> list[list[Sample]]:
         """``n`` replies to every dialogue, or continuations of every text; as `LM.sample`, with these differences.
 
         A sample has no token ids; its log-probabilities are those the server lists (an end of sequence often is not
         among them), None if it lists none. All replies that came with one request carry that request's seed; a server
-        that gives fewer than ``n``, or one reply ``n`` times, is asked for each reply alone. Raises ValueError for
-        ``top_k``, which the protocol does not have.
+        that gives fewer than ``n``, or one reply ``n`` times, is asked for each reply alone. ``on_text`` gets every
+        reply in one piece. Raises ValueError for ``top_k``, which the protocol does not have.
         """
         check_settings(n, max_tokens, temperature, top_p, top_k, stop, stop_after, decode=str)
         if top_k:
@@ -130,6 +131,9 @@ class RemoteLM:
                 out[i] += samples
                 left += [(i, [place]) for place in places[len(samples) :]]
             self._gives_n, jobs = self._gives_n and not left, left
+        for i, samples in enumerate(out if on_text else []):
+            for j, sample in enumerate(samples):
+                on_text(i, j, sample.text)
         return out
 
     def score(self, items: Sequence[str | tuple[str, str]]) -> list[Scored]:
