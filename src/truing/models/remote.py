@@ -131,9 +131,10 @@ class RemoteLM:
                 out[i] += samples
                 left += [(i, [place]) for place in places[len(samples) :]]
             self._gives_n, jobs = self._gives_n and not left, left
-        for i, samples in enumerate(out if on_text else []):
-            for j, sample in enumerate(samples):
-                on_text(i, j, sample.text)
+        if on_text:
+            for i, samples in enumerate(out):
+                for j, sample in enumerate(samples):
+                    on_text(i, j, sample.text)
         return out
 
     def score(self, items: Sequence[str | tuple[str, str]]) -> list[Scored]:
