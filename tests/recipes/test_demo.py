@@ -62,13 +62,14 @@ def numbers(gain: float, control: float) -> dict[str, Interval]:
     for part in ("", "/finished", "/matched"):
         found[f"gain/rlhf{part}"] = Interval(gain, gain - 0.1, gain + 0.1, 100)
         found[f"gain/control{part}"] = Interval(control, control - 0.1, control + 0.1, 100)
+        found[f"gain/over_control{part}"] = Interval(gain - control, gain - control - 0.1, gain - control + 0.1, 100)
     return found | {"kl/rlhf": Interval(2.5, 2.0, 3.0, 100)}
 
 
 def test_claims_hold_at_two_standard_errors_and_fail_below() -> None:
     assert all(holds for _, holds in judge_claims(numbers(0.3, 0.0)))
-    assert sum(not holds for _, holds in judge_claims(numbers(0.09, 0.0))) == 3
-    assert not judge_claims(numbers(0.3, 0.3))[-1][1]  # a control that gains as well spoils the claim
+    assert sum(not holds for _, holds in judge_claims(numbers(0.09, 0.0))) == 4
+    assert [holds for _, holds in judge_claims(numbers(0.3, 0.3))[-2:]] == [False, False], "a control that gains too"
     one = numbers(0.3, 0.0) | {"gain/control/matched": numbers(0.3, 0.3)["gain/control/matched"]}
     text, holds = judge_claims(one)[-1]
     assert not holds and text.endswith("(they pass 1 of the three tests: like length)"), (

@@ -97,7 +97,9 @@ def tranches(lab: Lab, fresh: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def gold_numbers(arms: Mapping[str, Rows], seed: int) -> dict[str, Any]:
-    """Gold of each arm on held-out prompts, and gains over the base: all, among finished, at matched length."""
+    """Gold of each arm on held-out prompts; gains over the base and of RLHF over its control: all, among finished, at
+    matched length.
+    """
     out: dict[str, Any] = {}
     for arm, rows in arms.items():
         out[f"gold/{arm}"] = stats.mean_interval(column(rows, "gold"), prompts(rows), unit="gold", seed=seed)
@@ -106,6 +108,8 @@ def gold_numbers(arms: Mapping[str, Rows], seed: int) -> dict[str, Any]:
     for arm in ("rlhf", "control"):
         for name, interval in gains(arms[arm], arms["base"], seed).items():
             out[f"gain/{arm}{name}"] = interval
+    for name, interval in gains(arms["rlhf"], arms["control"], seed).items():
+        out[f"gain/over_control{name}"] = interval
     return out
 
 
@@ -178,6 +182,7 @@ def judge_claims(numbers: Mapping[str, Any]) -> list[tuple[str, bool]]:
         (f"RLHF raises gold over the base{at}", exceeds(numbers["gain/rlhf"])),
         ("RLHF raises gold among finished replies", exceeds(numbers["gain/rlhf/finished"])),
         ("RLHF raises gold among replies of like length", exceeds(numbers["gain/rlhf/matched"])),
+        ("RLHF gains more gold than shuffled rewards", exceeds(numbers["gain/over_control"])),
     ]
     parts = {"": "all", "/finished": "finished", "/matched": "like length"}
     shuffled = [name for part, name in parts.items() if exceeds(numbers[f"gain/control{part}"])]

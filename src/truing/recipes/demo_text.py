@@ -151,6 +151,9 @@ def _rlhf(numbers: Mapping[str, Any]) -> dict[str, Any]:
             "A gain can be a trick: longer replies, or merely replies that end in time. So it is shown for all replies, "
             "for finished ones only, and among replies of like length. The last is the one to read: a sentence of very "
             "few words earns little gold, and a longer one touches the topic more often.",
+            "Shuffled rewards move a policy too, in no direction: from one seed to the next its gold may end as far "
+            "above the base's as below, by more than an interval over prompts covers. So the policy is compared with "
+            "its control as well, which was trained as long on as many replies.",
         ],
         "numbers": _tiles(
             numbers,
@@ -160,6 +163,7 @@ def _rlhf(numbers: Mapping[str, Any]) -> dict[str, Any]:
                 "gain/rlhf/matched": "gain, like length",
                 "gain/control": "control, all",
                 "gain/control/matched": "control, like length",
+                "gain/over_control": "gain over the control",
                 "kl/rlhf": "KL",
                 "finished/base": "finished before",
                 "finished/rlhf": "finished after",
