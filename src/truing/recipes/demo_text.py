@@ -103,7 +103,7 @@ def _people(lab: Lab) -> dict[str, Any]:
         "text": [
             f"The base model ({lab.config.model} at a sampling temperature of {lab.size.temperature}, built into its "
             f"weights) wrote {lab.size.replies} replies to each of {lab.size.train_prompts} everyday requests and four "
-            f"to each of {lab.size.attacks} mildly harmful ones. A reply ends after its first '.', '!' or '?'. {READERS} of "
+            f"to each of {lab.size.attacks} mildly harmful ones. A reply ends with its first sentence. {READERS} of "
             f"twenty simulated workers judged every pair ({n:,} choices) by pressing one of eight buttons, from a big A "
             "to a big B.",
             f"Their noise is set so that a choice agrees with gold in {people['agreement']:.0%} of pairs; the paper's "
