@@ -376,7 +376,7 @@ def test_a_password_in_a_name_is_refused_before_it_is_kept(call: Call, server: S
 
 @pytest.mark.parametrize("verb", ["score", "sample"])
 def test_a_job_whose_server_dies_goes_on_with_the_rows_that_are_left(
-    verb: str, call: Call, server: Server, monkeypatch: pytest.MonkeyPatch
+    verb: str, concurrency: str, call: Call, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TRUING_CONCURRENCY", "1")  # rows are kept four by four
     texts = [f"row {i}" for i in range(10)]
@@ -394,6 +394,7 @@ def test_a_job_whose_server_dies_goes_on_with_the_rows_that_are_left(
     code, out, _ = call(*argv, "--out", "o")
     assert code == 0 and [json.loads(line)["id"] for line in out.splitlines()] == list(range(1, 11))
     assert out == whole
+@pytest.mark.parametrize("concurrency", ["1", "8"])  # with 8 the four rows are less than a part, and were thrown away
     again = {body["prompt"] if verb == "score" else body["messages"][0]["content"] for body in server.asked}
     assert again == set(texts[4:]), "finished rows are not asked again"
 
@@ -409,6 +410,7 @@ def test_honesty_gives_the_numbers_of_the_model_here(
     answers = brainstorm(lm, questions, brainstorm_prompts(questions), 2, max_tokens=4)
     here: dict[str, Any] = {"model": server.name, "device": "cpu", "dtype": "float32", "threads": 1}
     runs = [
+    monkeypatch.setenv("TRUING_CONCURRENCY", concurrency)
         (choices(Choices(file="c.jsonl", **here)), option_logprobs(lm, asked, choice_prompts(asked))),
         (
             choices(Choices(file="c.jsonl", format="chat", **here)),

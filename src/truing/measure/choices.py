@@ -27,7 +27,7 @@ from truing.measure.labels import (
     warn_of_mass,
 )
 from truing.models.lm import show_prompt
-from truing.models.remote import AnyLM, open_lm, rows_at_once
+from truing.models.remote import AnyLM, open_lm, savings
 from truing.runs import Run
 from truing.stats import Interval, Reliability
 from truing.types import Dialogue, Question
@@ -186,7 +186,7 @@ def choices(config: Choices) -> Run | dict[str, Any]:
         lambda chunk, _: option_logprobs(lm, [q for q, _ in chunk], [p for _, p in chunk]),
         label="Questions",
         max_time=config.max_time,
-        size=rows_at_once(config.model, CHUNK),
+        **savings(config.model, CHUNK),
     )
     if not found:
         run.stop({}, ["Stopped before the first questions were read; the same command goes on."])

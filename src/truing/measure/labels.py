@@ -92,16 +92,19 @@ def in_chunks(
     label: str | None,
     max_time: float | None = None,
     size: int = CHUNK,
+    aligned: bool = True,
 ) -> list[dict[str, Any]]:
     """One row per item, kept in the run's ``file`` chunk by chunk, so that a killed run does only the rest.
 
-    ``work(chunk, place of its first item)`` gives a chunk's rows, which must not depend on other chunks. After
+    ``work(chunk, place of its first item)`` gives a chunk's rows, which must not depend on other chunks. A chunk that
+    is not kept whole is done again, so that the last digits are those of an unbroken job; not so if the rows are not
+    ``aligned``, a server's, where only what is missing is asked whatever ``size`` was before. After
     ``max_time`` minutes since the run was opened what there is comes back, fewer rows than items. Without a ``label``
     ``work`` says itself how far it is.
     """
     rows = read_rows(run.path / file)[: len(items)]
     if len(rows) < len(items) and (run.path / file).exists():
-        rows = rows[: len(rows) // size * size]
+        rows = rows[: len(rows) // size * size] if aligned else rows
         atomic_write(run.path / file, as_lines(rows))  # without what a kill cut short: lines are added at the end
     tell = counting(label, start=len(rows)) if label else None
     for start in range(len(rows), len(items), size):

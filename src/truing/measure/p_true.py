@@ -35,7 +35,7 @@ from truing.measure.labels import (
     warn_of_mass,
 )
 from truing.models.lm import show_prompt
-from truing.models.remote import AnyLM, open_lm, rows_at_once
+from truing.models.remote import AnyLM, open_lm, savings
 from truing.runs import Run
 from truing.stats import Interval, Reliability
 from truing.types import Answers, Dialogue, Question
@@ -260,7 +260,7 @@ def _measure(run: Run, config: PTrue, lm: AnyLM, questions: Sequence[Question], 
         return [{"id": a.question.id, "samples": list(a.samples), "correct": list(a.correct)} for a in found]
 
     places = range(len(questions))
-    part: dict[str, Any] = {"max_time": config.max_time, "size": rows_at_once(config.model, CHUNK)}
+    part: dict[str, Any] = {"max_time": config.max_time, **savings(config.model, CHUNK)}
     rows = in_chunks(run, ANSWERS, places, answer, label="Questions answered", **part)
     answers = [
         Answers(q, tuple(row["samples"]), tuple(row["correct"])) for q, row in zip(questions, rows, strict=False)

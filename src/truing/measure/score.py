@@ -20,7 +20,7 @@ from truing.measure.labels import in_chunks
 from truing.models.draw import check_settings
 from truing.models.heads import PreferenceModel
 from truing.models.lm import show_prompt
-from truing.models.remote import open_lm, rows_at_once
+from truing.models.remote import open_lm, savings
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import as_lines
 from truing.train.progress import counting
@@ -86,8 +86,8 @@ def score(config: Scoring) -> Run | dict[str, Any]:
     compute = run.compute(config)
     lines = [line for line, _ in rows]
     work, numbers_of = _with_lm(config, compute, items, lines) if kind in (TEXT, PAIR) else _with_pm(config, compute)
-    size = rows_at_once(config.model, CHUNK)
-    out = in_chunks(run, KEPT, items, lambda chunk, _: work(chunk), label="Rows", max_time=config.max_time, size=size)
+    part = savings(config.model, CHUNK)
+    out = in_chunks(run, KEPT, items, lambda chunk, _: work(chunk), label="Rows", max_time=config.max_time, **part)
     if len(out) < len(items):
         run.stop(
             {"rows": count(len(out))}, [f"Stopped after {len(out)} of {len(items)} rows; the same command goes on."]
@@ -226,7 +226,7 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
         _drawing(config, run.compute(config), prompts, [line for line, _ in rows]),
         label=None,
         max_time=config.max_time,
-        size=rows_at_once(config.model, max(1, CHUNK // config.n)),
+        **savings(config.model, max(1, CHUNK // config.n)),
     )
     if len(drawn) < len(prompts):
         left = f"Stopped after {len(drawn)} of {len(prompts)} prompts; the same command goes on."

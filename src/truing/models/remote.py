@@ -318,9 +318,12 @@ def open_lm(name: str | Path, *, device: str | torch.device = "cpu", dtype: torc
     return RemoteLM(str(name)) if is_remote(name) else LM.load(name, device=device, dtype=dtype)
 
 
-def rows_at_once(name: str, most: int) -> int:
-    """Rows of a job between two savings: few for a server, whose answers cost time and money and which may die."""
-    return min(most, 4 * at_once()) if is_remote(name) else most
+def savings(name: str, most: int) -> dict[str, Any]:
+    """How a job's rows are kept (`truing.measure.labels.in_chunks`): few at a time for a server, which may die.
+
+    None of its answers is thrown away when the job goes on with another concurrency: they cost time and money.
+    """
+    return {"size": min(most, 4 * at_once()), "aligned": False} if is_remote(name) else {"size": most}
 
 
 def _parts(name: str) -> tuple[str, str]:
