@@ -309,6 +309,10 @@ def test_a_server_that_is_not_there(call: Call, server: Server):
 def test_requests_per_minute_are_kept(server: Server):
     began = time.monotonic()
     RemoteLM(server.name, requests_per_minute=600).sample([f"{i}" for i in range(5)], max_tokens=1)
+    server.always, server.requests = 501, 0
+    with pytest.raises(Refused, match="it says 501"):
+        RemoteLM(server.name).sample(["Hello"], max_tokens=2)
+    assert server.requests == 1
     assert time.monotonic() - began >= 0.4
 
 

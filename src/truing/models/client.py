@@ -158,7 +158,7 @@ class Client:
             if status == 200 and isinstance(answer, dict) and not answer.get("error"):
                 return answer
         said = self._clean(said or response.text)
-        if status in _AGAIN or status >= 500:
+        if status in _AGAIN or (status >= 500 and status != 501):  # 501: it has no such thing, and will have none
             raise _Again(f"HTTP {status} {said}".strip(), _retry_after(response.headers.get("retry-after")))
         if status == 200 and not _is_json(response):
             raise _Again(f"its answer is not whole JSON: {said[:80]!r}")
