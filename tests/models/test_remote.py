@@ -200,8 +200,23 @@ def test_a_server_that_repeats_itself_is_asked_for_each_reply(server: Server, mo
     monkeypatch.setattr(server, "answer", copies)
     (found,) = RemoteLM(server.name).sample(TALKS[:1], 3, max_tokens=8)
     assert len({s.text for s in found}) == len({s.seed for s in found}) == 3
+    server.gives = ALL - {"logprobs"}
+    (found,) = RemoteLM(server.name).sample(TALKS[:1], 3, max_tokens=8)
+    assert len({s.text for s in found}) == 3, "without log-probabilities too"
+    server.gives = ALL
     (same,) = RemoteLM(server.name).sample(TALKS[:1], 3, max_tokens=8, temperature=0)
     assert len({s.text for s in same}) == 1, "the likeliest tokens are the same each time"
+
+
+def test_a_server_that_refuses_n_is_asked_for_each_reply(server: Server, lm: LM):
+    """llama.cpp answers 400 for more replies than it has slots."""
+    server.faults = [(400, {}, {"error": {"message": "Field 'n': Value must be between 1 <= value <= 2, but got 3."}})]
+    remote = RemoteLM(server.name, concurrency=1)
+    found = remote.sample(TALKS[:1], 3, max_tokens=6)
+    assert [s.text for s in found[0]] == [
+        s.text for s in lm.sample(TALKS[:1], 3, max_tokens=6, seed=remote.seeds(TALKS[:1], 3, 0))[0]
+    ]
+    assert len({s.seed for s in found[0]}) == 3 and all("n" not in body for body in server.asked)
 
 
 @pytest.mark.parametrize("gives", [ALL, ALL - {"stop"}])
@@ -294,6 +309,10 @@ def test_a_refusal_is_not_repeated_and_says_what_the_server_said(server: Server)
     assert server.requests == 1
     with pytest.raises(Refused, match="maximum context length"):
         RemoteLM(server.name).score(["Hello"])
+    server.always, server.requests = 501, 0
+    with pytest.raises(Refused, match="it says 501"):
+        RemoteLM(server.name).sample(["Hello"], max_tokens=2)
+    assert server.requests == 1
     server.always = (404, {}, {"detail": "Not Found"})
     with pytest.raises(Refused, match="Not Found.*/v1"):
         RemoteLM(server.name).sample(["Hello"], max_tokens=2)
@@ -309,10 +328,6 @@ def test_a_server_that_is_not_there(call: Call, server: Server):
 def test_requests_per_minute_are_kept(server: Server):
     began = time.monotonic()
     RemoteLM(server.name, requests_per_minute=600).sample([f"{i}" for i in range(5)], max_tokens=1)
-    server.always, server.requests = 501, 0
-    with pytest.raises(Refused, match="it says 501"):
-        RemoteLM(server.name).sample(["Hello"], max_tokens=2)
-    assert server.requests == 1
     assert time.monotonic() - began >= 0.4
 
 
@@ -379,6 +394,7 @@ def test_a_password_in_a_name_is_refused_before_it_is_kept(call: Call, server: S
 
 
 @pytest.mark.parametrize("verb", ["score", "sample"])
+@pytest.mark.parametrize("concurrency", ["1", "8"])  # with 8 the four rows are less than a part, and were thrown away
 def test_a_job_whose_server_dies_goes_on_with_the_rows_that_are_left(
     verb: str, concurrency: str, call: Call, server: Server, monkeypatch: pytest.MonkeyPatch
 ):
@@ -394,11 +410,11 @@ def test_a_job_whose_server_dies_goes_on_with_the_rows_that_are_left(
     assert code == 1 and out == "" and "the same command goes on" in err and "Traceback" not in err
     assert len(Path("o/rows-so-far.jsonl").read_text().splitlines()) == 4
     server.always = None
+    monkeypatch.setenv("TRUING_CONCURRENCY", concurrency)
     server.asked.clear()
     code, out, _ = call(*argv, "--out", "o")
     assert code == 0 and [json.loads(line)["id"] for line in out.splitlines()] == list(range(1, 11))
     assert out == whole
-@pytest.mark.parametrize("concurrency", ["1", "8"])  # with 8 the four rows are less than a part, and were thrown away
     again = {body["prompt"] if verb == "score" else body["messages"][0]["content"] for body in server.asked}
     assert again == set(texts[4:]), "finished rows are not asked again"
 
@@ -414,7 +430,6 @@ def test_honesty_gives_the_numbers_of_the_model_here(
     answers = brainstorm(lm, questions, brainstorm_prompts(questions), 2, max_tokens=4)
     here: dict[str, Any] = {"model": server.name, "device": "cpu", "dtype": "float32", "threads": 1}
     runs = [
-    monkeypatch.setenv("TRUING_CONCURRENCY", concurrency)
         (choices(Choices(file="c.jsonl", **here)), option_logprobs(lm, asked, choice_prompts(asked))),
         (
             choices(Choices(file="c.jsonl", format="chat", **here)),

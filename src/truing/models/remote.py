@@ -94,8 +94,8 @@ class RemoteLM:
 
         A sample has no token ids; its log-probabilities are those the server lists (an end of sequence often is not
         among them), None if it lists none. All replies that came with one request carry that request's seed; a server
-        that gives fewer than ``n``, or one reply ``n`` times, is asked for each reply alone. ``on_text`` gets every
-        reply in one piece. Raises ValueError for ``top_k``, which the protocol does not have.
+        that refuses ``n``, or gives fewer or one reply ``n`` times, is asked for each reply alone. ``on_text`` gets
+        every reply in one piece. Raises ValueError for ``top_k``, which the protocol does not have.
         """
         check_settings(n, max_tokens, temperature, top_p, top_k, stop, stop_after, decode=str)
         if top_k:
@@ -193,11 +193,17 @@ class RemoteLM:
         body = {**settings, "seed": seed}
         body |= {"n": n} if n > 1 else {}
         body |= {"stop": stops[:_MOST_STOPS]} if stops else {}
-        answer = self._ask(prompt, body, 0)
+        try:
+            answer = self._ask(prompt, body, 0)
+        except Refused:  # llama.cpp gives no more at once than it has slots
+            if n == 1:
+                raise
+            return self._draw(prompt, 1, seed, settings, stop, stop_after)
         samples = [_sample(choice, stops, stop_after, seed) for choice in wire.choices_of(answer)[:n]]
         once = samples[0].logprob
-        if len({s.text for s in samples}) == 1 and settings["temperature"] and once is not None and once < _SURELY:
-            return samples[:1]  # by chance? Less often than once in e^10: this server gives all n the same noise
+        if len({s.text for s in samples}) == 1 and settings["temperature"] and (once is None or once < _SURELY):
+            # by chance? Less often than once in e^10 (unknown without log-probabilities, where asking again is safe):
+            return samples[:1]  # this server gives all n the same noise
         return samples
 
     def _ask(self, prompt: Dialogue | str, body: Mapping[str, Any], top: int) -> dict[str, Any]:
