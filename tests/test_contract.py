@@ -476,6 +476,7 @@ DRY = {
     "pm eval": ["PM", "pairs.jsonl"],
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
     "elo": ["games.jsonl"],
+    "eval": ["LM", "--tasks", "toy", "--include-path", "."],
     "honesty choices": ["LM", "choices.jsonl"],
     "honesty ptrue": ["LM", "questions.jsonl"],
     "honesty pik": ["--init", "LM", "--data", "questions.jsonl"],
@@ -509,6 +510,12 @@ def data_of(verb: str, here: Path) -> None:
     (here / "questions.jsonl").write_text(lines(questions))
     choices = [{"question": f"{i} + 1?", "choices": [str(i + 1), "x"], "answer": 0} for i in range(9)]
     (here / "choices.jsonl").write_text(lines(choices))
+    if verb == "eval":
+        (here / "toy.yaml").write_text(
+            "task: toy\ndataset_path: json\ndataset_kwargs: {data_files: {test: choices.jsonl}}\ntest_split: test\n"
+            'output_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: "{{choices}}"\n'
+            "doc_to_target: answer\nmetric_list: [{metric: acc}]\n"
+        )
 
 
 # ---------------------------------------------------------------- bad input

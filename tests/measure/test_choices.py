@@ -13,6 +13,7 @@ import torch
 
 from truing.configs import Choices
 from truing.data.files import DataError
+from truing.measure import choices as multiple_choice
 from truing.measure import labels as reading
 from truing.measure.choices import choice_prompts, choices, judge_choices, measure_choices
 from truing.measure.labels import fit_shots, label_logprobs, renormalised
@@ -192,8 +193,7 @@ def test_the_verb_resumes_and_ends_with_the_same_numbers(
     assert said.out == "" and "First prompt (sha256" in said.err and "Choices:\n (A)" in said.err
     first = json.loads((whole.path / "samples.jsonl").read_text().splitlines()[0])
     assert first["first_prompt"] == choice_prompts(ask(10), 1)[0] and first["sha256"] in said.err
-    monkeypatch.setattr(reading, "CHUNK", 4)
-    monkeypatch.setattr(reading.in_chunks, "__kwdefaults__", {**reading.in_chunks.__kwdefaults__, "size": 4})
+    monkeypatch.setattr(multiple_choice, "CHUNK", 4)
     stopped = choices(Choices(out=tmp_path / "parts", max_time=0.0, **config))
     assert not stopped.done and stopped.summary()["numbers"] == {}
     calls: list[int] = []

@@ -12,7 +12,7 @@ import pytest
 from truing.configs import PTrue
 from truing.data.asking import WORKED
 from truing.data.files import DataError
-from truing.measure.labels import in_chunks
+from truing.measure import p_true as judging
 from truing.measure.p_true import (
     brainstorm,
     brainstorm_prompts,
@@ -209,7 +209,7 @@ def test_the_verb_resumes_and_ends_with_the_same_numbers(
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     config = {"model": str(tmp_path / "lm"), "file": str(tmp_path / "q.jsonl"), "samples": 2, "max_new_tokens": 4}
     config |= {"shots": 1, **QUICK}
-    monkeypatch.setattr(in_chunks, "__kwdefaults__", {**(in_chunks.__kwdefaults__ or {}), "size": 3})
+    monkeypatch.setattr(judging, "CHUNK", 3)
     whole = p_true(PTrue(out=tmp_path / "whole", **config))
     said = capsys.readouterr()
     assert said.out == "" and "First prompt to answer" in said.err and "First prompt to judge" in said.err

@@ -207,10 +207,12 @@ def test_unknown_names_list_what_there_is(home):
     """Catches a bare stack trace of the hub client for a slip of the pen."""
     (home / "runs" / "r1" / "model").mkdir(parents=True)
     (home / "runs" / "r1" / "model" / "config.json").write_text("{}")
-    for name in ("nobody/nothing-at-all", "missing.gguf", "./nowhere", "http://127.0.0.1:1/v1#m"):
+    for name in ("nobody/nothing-at-all", "missing.gguf", "./nowhere"):
         with pytest.raises(load.UnknownModel, match=r"runs/r1") as error:
             load.load_model(name)
         assert name in str(error.value)
+    with pytest.raises(ValueError, match="is a server's model, whose weights are not here"):
+        load.load_model("http://127.0.0.1:1/v1#m")
     (home / "empty").mkdir()
     with pytest.raises(ValueError, match=r"config\.json"):
         load.load_model("empty")
