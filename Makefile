@@ -36,8 +36,8 @@ test-slow-one: $(VENV)/.ready-dev
 	echo "SEED=$(SEED): $$test"; $(BIN)/python -m pytest -m slow "$$test"
 
 check: $(VENV)/.ready-dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check --quiet src tests
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check --quiet src tests bench
 	$(BIN)/mypy
 
 setup: $(VENV)/.ready-dev
