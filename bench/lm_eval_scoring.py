@@ -40,7 +40,7 @@ class Row:
 
 ROWS = {
     "fewshot-letters": Row(True, 2000, 15, (8, 16), (1, 4), 8),
-    "fewshot-options": Row(False, 2000, 30, (4, 8), (1, 4), 2),
+    "fewshot-options": Row(False, 2000, 30, (2, 4), (1, 4), 2),
     "zeroshot-options": Row(False, 0, 3, (0,), (1, 8, 32), 32),
     "zeroshot-letters": Row(True, 0, 1, (0,), (1, 8, 32), 64),
 }

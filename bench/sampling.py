@@ -47,8 +47,8 @@ def options_of(argv: list[str] | None = None) -> Any:
     own.add_argument("--prompts", type=int, default=64)
     own.add_argument("--n", type=int, default=16, help="replies to each prompt")
     own.add_argument("--max-tokens", type=int, default=64)
-    own.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 8, 16], help="prompts in a call of generate")
-    own.add_argument("--trial", type=int, default=16, help="prompts on which the batch sizes are tried")
+    own.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 8], help="prompts in a call of generate")
+    own.add_argument("--trial", type=int, default=8, help="prompts on which the batch sizes are tried")
     own.add_argument("--check", type=int, default=4, help="prompts whose replies are scored again and drawn greedily")
     return own.parse_args(argv)
 
