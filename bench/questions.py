@@ -39,18 +39,19 @@ def multiple_choice(
     solved: list[tuple[str, str]] = []
     for question in pool:
         options = LETTERS if letters else tuple(phrase() for _ in LETTERS)
-        text = lettered(question.question, question.choices) if letters else ask(question.question)
-        text = with_notes(text, tokenizer, facts, rng)
+        plain = lettered(question.question, question.choices) if letters else ask(question.question)
+        text = with_notes(plain, tokenizer, facts, rng)
         asked.append((text, options, options[question.answer or 0]))
-    for text, _, right in asked[count:]:
-        if count_tokens(tokenizer, behind([*solved, (text, right)], "")) > shot_tokens:
+    for shown, _, right in asked[count:]:
+        if count_tokens(tokenizer, behind([*solved, (shown, right)], "")) > shot_tokens:
             break
-        solved.append((text, right))
+        solved.append((shown, right))
     rows = [{"context": behind(solved, text), "options": list(options)} for text, options, _ in asked[:count]]
     wanted = 1 if letters else OPTION_TOKENS
     for row in rows:
-        known = count_tokens(tokenizer, row["context"])
-        sizes = {count_tokens(tokenizer, row["context"] + option) - known for option in row["options"]}
+        context = str(row["context"])
+        known = count_tokens(tokenizer, context)
+        sizes = {count_tokens(tokenizer, context + option) - known for option in row["options"]}
         if sizes != {wanted}:
             raise ValueError(f"an option has {sizes} tokens with this tokenizer; the bench needs {wanted}")
     return rows, count_tokens(tokenizer, behind(solved, ""))
