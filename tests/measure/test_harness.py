@@ -306,6 +306,21 @@ def test_a_killed_run_asks_only_the_rest(call: Call, here: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("needs_lm_eval")
+def test_other_examples_are_other_data(here: Path) -> None:
+    """Catches a finished run that answers for examples it never showed."""
+
+    def hashes() -> dict[str, str]:
+        tasks = harness.load_tasks(["toy_choice", "toy_few"], "tasks")[1]
+        return {name: harness.content_hash(task) for name, task in tasks.items()}
+
+    before = hashes()
+    with open(here / "tasks" / "train.jsonl", "a") as more:
+        more.write('{"question": "new?", "choices": ["1", "2", "3"], "answer": 1, "say": "e"}\n')
+    after = hashes()
+    assert after["toy_few"] != before["toy_few"]
+    assert after["toy_choice"] == before["toy_choice"], "which shows none"
+
+
 def test_mistakes_are_named_before_any_work(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # lm-eval's own thousands of task files are not read here
     monkeypatch.setattr("lm_eval.tasks.TaskManager.__init__.__defaults__", (None, None, False, None))

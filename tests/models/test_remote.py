@@ -20,7 +20,7 @@ from truing.data.questions import load_questions
 from truing.measure.choices import choice_prompts, choices, option_logprobs
 from truing.measure.p_true import brainstorm, brainstorm_prompts, judge, judging_prompts, p_true
 from truing.models import client, wire
-from truing.models.client import Refused, ServerError
+from truing.models.client import Client, Refused, ServerError
 from truing.models.lm import LM
 from truing.models.load import find_model
 from truing.models.remote import RemoteLM, open_lm
@@ -357,6 +357,16 @@ def test_a_server_is_not_trained(server: Server):
         RemoteLM(server.name, concurrency=0)
     remote = open_lm(server.name)
     assert isinstance(remote, RemoteLM) and remote.client.url == server.url and remote.model == "toy"
+
+
+def test_one_companys_key_goes_nowhere_in_clear_text(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TRUING_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
+    sent = {url: "authorization" in Client(url)._http.headers for url in ("http://h/v1", "https://h/v1")}
+    assert sent == {"http://h/v1": False, "https://h/v1": True}
+    assert "authorization" in Client("http://127.0.0.1:9/v1")._http.headers
+    monkeypatch.setenv("TRUING_API_KEY", "sk-mine")
+    assert "authorization" in Client("http://h/v1")._http.headers
 
 
 def test_the_key_is_sent_and_written_nowhere(call: Call, server: Server, monkeypatch: pytest.MonkeyPatch):

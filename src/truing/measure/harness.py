@@ -176,8 +176,9 @@ def _expected(name: str, task: Any, limit: int | None) -> str:
 
 
 def content_hash(task: Any, limit: int | None = None) -> str:
-    """sha256 of a task's configuration and questions."""
-    whole = [task.dump_config(), list(itertools.islice(task.eval_docs, limit))]
+    """sha256 of a task's configuration, questions, and the examples that it may show."""
+    shown = task.fewshot_docs() if task.get_config("num_fewshot") else None
+    whole = [task.dump_config(), list(itertools.islice(task.eval_docs, limit)), list(shown or [])]
     text = json.dumps(whole, sort_keys=True, default=lambda thing: type(thing).__name__)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 

@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 KEYS = ("TRUING_API_KEY", "OPENAI_API_KEY")
-"""Environment variables that may hold the API key; the first that is set counts."""
-TRIES = 6
+"""Environment variables that may hold the API key; the first that is set counts. The second, which many people have
+set for one company's servers, goes to this machine and over https only."""
+TRIES = 8
 """Times a request is sent before the server is given up."""
 BACKOFF = 0.5
 """Seconds before the second try; they double with every further one, up to LONGEST_BACKOFF."""
@@ -73,8 +74,9 @@ class Client:
         self.concurrency = at_once(concurrency)
         per_minute = _limit("TRUING_REQUESTS_PER_MINUTE", requests_per_minute)
         self._interval = 60 / per_minute if per_minute else 0.0
-        self._key = _key()
-        here = httpx.URL(self.url).host in ("localhost", "127.0.0.1", "::1")
+        place = httpx.URL(self.url)
+        here = place.host in ("localhost", "127.0.0.1", "::1")
+        self._key = _key(KEYS if here or place.scheme == "https" else KEYS[:1])
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(timeout, connect=min(10.0, timeout)),
@@ -163,7 +165,7 @@ class Client:
         if status == 200 and not _is_json(response):
             raise _Again(f"its answer is not whole JSON: {said[:80]!r}")
         if status in (401, 403):
-            which = f"the key in {next(_set_keys())}" if self._key else "no key"
+            which = f"the key in {next(_set_keys(KEYS))}" if self._key else "no key"
             raise ServerError(
                 f"The server {self.url} lets nobody in with {which} (HTTP {status} {said}). "
                 f"Put the server's API key into the environment variable {KEYS[0]}."
@@ -257,9 +259,9 @@ def _limit(variable: str, given: float | None) -> float | None:
     raise ValueError(f"{variable} (or the argument in its place) is {value!r}; expected a positive number.")
 
 
-def _key() -> str:
+def _key(names: Sequence[str]) -> str:
     """The API key of the environment; "" if there is none. Raises ValueError, without it, for one with blanks."""
-    for name in _set_keys():
+    for name in _set_keys(names):
         key = os.environ[name].strip()
         if not (key.isascii() and key.isprintable()) or " " in key:  # httpx would quote it in its error
             raise ValueError(f"The environment variable {name} holds blanks or characters that no API key has.")
@@ -267,5 +269,5 @@ def _key() -> str:
     return ""
 
 
-def _set_keys() -> Iterator[str]:
-    return (name for name in KEYS if os.environ.get(name, "").strip())
+def _set_keys(names: Sequence[str]) -> Iterator[str]:
+    return (name for name in names if os.environ.get(name, "").strip())
