@@ -218,13 +218,14 @@ def test_the_verb_resumes_and_ends_with_the_same_numbers(
     assert [r["id"] for r in rows] == [f"q{i}" for i in range(10)]
 
 
-def test_rows_without_options_are_named(tmp_path: Path) -> None:
+def test_rows_without_options_are_named(tmp_path: Path, lm: LM) -> None:
     (tmp_path / "q.jsonl").write_text('{"question": "Who?", "answers": ["Ann"]}\n')
     with pytest.raises(DataError, match="has no choices"):
         choices(Choices(model="toy", file=str(tmp_path / "q.jsonl")))
     with pytest.raises(ValueError, match="--shots 3 needs 4 different questions"):
         choices(Choices(model="toy", file=write(tmp_path / "r.jsonl", ask(3)), shots=3))
-    dry = choices(Choices(model="toy", file=write(tmp_path / "r.jsonl", ask(3)), dry_run=True))
+    lm.save(tmp_path / "lm")
+    dry = choices(Choices(model=str(tmp_path / "lm"), file=write(tmp_path / "r.jsonl", ask(3)), dry_run=True, **QUICK))
     assert isinstance(dry, dict) and "3 questions" in dry["lines"][0]
 
 

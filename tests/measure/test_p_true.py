@@ -247,12 +247,13 @@ def test_the_verb_resumes_and_ends_with_the_same_numbers(
     assert first["first_prompt"].endswith("The possible answer is:") and len(first["sha256"]) >= 12
 
 
-def test_rows_that_cannot_be_judged_are_named(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_judged_are_named(tmp_path: Path, lm: LM) -> None:
     (tmp_path / "q.jsonl").write_text('{"question": "Who?", "choices": ["Ann", "Bob"], "answer": 0}\n')
     with pytest.raises(DataError, match="honesty choices"):
         p_true(PTrue(model="toy", file=str(tmp_path / "q.jsonl")))
     (tmp_path / "q.jsonl").write_text('{"question": "Who?", "answers": ["Ann"]}\n')
     with pytest.raises(ValueError, match="samples is 0"):
         p_true(PTrue(model="toy", file=str(tmp_path / "q.jsonl"), samples=0))
-    dry = p_true(PTrue(model="toy", file=str(tmp_path / "q.jsonl"), dry_run=True))
+    lm.save(tmp_path / "lm")
+    dry = p_true(PTrue(model=str(tmp_path / "lm"), file=str(tmp_path / "q.jsonl"), dry_run=True, **QUICK))
     assert isinstance(dry, dict) and "80 tokens of 5 answers" in dry["lines"][0]

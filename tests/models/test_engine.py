@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, MambaConfig, MistralConfig
 
 from truing.models import draw as drawing
-from truing.models import engine as engines
 from truing.models import tree
 from truing.models.draw import Ends, Row, Settings, distribution, draw, fill_holes
 from truing.models.engine import Engine
@@ -230,7 +229,7 @@ SPLITS = [
 def test_a_stop_string_is_found_however_it_falls_into_tokens(joined, monkeypatch):
     assert len(SPLITS) == 128
     engine, script = Engine(make("llama")), iter([0])
-    monkeypatch.setattr(engines, "draw", lambda logits, *args: (torch.tensor([next(script)]), torch.zeros(1)))
+    monkeypatch.setattr(drawing, "draw", lambda logits, *args: (torch.tensor([next(script)]), torch.zeros(1)))
     for number, split in enumerate(SPLITS):
         pieces = ["".join(part) for part in split]
         if joined == "before":
@@ -282,7 +281,7 @@ def test_the_text_is_decoded_only_where_a_stop_could_end():
 
 def test_eos_ends_a_reply_and_is_kept_in_its_ids_only(monkeypatch):
     script = iter([5, 6, EOS, 7])
-    monkeypatch.setattr(engines, "draw", lambda logits, *args: (torch.tensor([next(script)]), torch.zeros(1)))
+    monkeypatch.setattr(drawing, "draw", lambda logits, *args: (torch.tensor([next(script)]), torch.zeros(1)))
     ((sample,),) = Engine(make("llama"), EOS).sample([[1]], max_tokens=9, decode=as_text)
     assert (sample.token_ids, sample.text, sample.finish) == ((5, 6, EOS), "5 6 ", "stop")
 

@@ -300,7 +300,7 @@ def test_dry_run_says_tokens_time_and_memory_and_makes_no_run(tmp_path: Path) ->
     rows, _ = planted(40, prompts=4)
     found = train_pm(config(dry_run=True, frozen_layers=1), comparisons=rows, lm=toy_lm())
     said = " ".join(found["lines"])  # type: ignore[index]
-    assert all(word in said for word in ("tokens", "minutes", "GiB", "frozen states", "steps"))
+    assert all(word in said for word in ("tokens", "seconds on cpu", "GiB", "frozen states", "steps"))
     assert not (tmp_path / "runs").exists()
 
 
@@ -388,3 +388,40 @@ def test_what_a_trunk_has_read_is_not_read_again_and_belongs_to_it(monkeypatch: 
         with pytest.raises(ValueError, match="read by another trunk"):
             Trunk(model, k, t.pairs.sequences, 80, kept=kept)
     assert not Trunk(other.backbone, 0, t.pairs.sequences, 80, kept=kept).kept
+
+
+def test_running_out_of_memory_changes_neither_gradients_nor_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Planted: the gradients of the packs that fitted are kept and added again."""
+    wanted = small(tmp_path / "whole")
+    capsys.readouterr()
+    plain, sizes = PMTrainer.scores, []
+
+    def scores(self: PMTrainer, pack: Any) -> torch.Tensor:
+        sizes.append(len(pack))
+        if len(pack) > 200 and len(sizes) > 4:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        return plain(self, pack)
+
+    monkeypatch.setattr(PMTrainer, "scores", scores)
+    found = small(tmp_path / "tight")
+    said = capsys.readouterr().err
+    assert max(sizes) > 200 and "going on with" in said and max(sizes[-5:]) <= 200
+    assert "training with" in said or "scoring" in said
+    for one, two in zip(wanted.metrics(), found.metrics(), strict=True):
+        for name in one.keys() - {"seconds", "tokens"}:
+            assert one[name] == pytest.approx(two[name], rel=1e-4, abs=1e-6), name
+
+
+def test_other_errors_of_a_step_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def scores(self: PMTrainer, pack: Any) -> torch.Tensor:
+        calls.append(1)
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(PMTrainer, "scores", scores)
+    with pytest.raises(RuntimeError, match="shapes"):
+        small(tmp_path / "r")
+    assert len(calls) == 1

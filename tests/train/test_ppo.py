@@ -18,7 +18,8 @@ from truing.models.lm import LM
 from truing.runs import Run
 from truing.train.loop import rng
 from truing.train.ppo import PPO, train_ppo
-from truing.train.ppo_models import weights_hash
+from truing.train.ppo_batch import Part
+from truing.train.ppo_models import Models, weights_hash
 from truing.train.ppo_setup import check
 from truing.types import Dialogue
 
@@ -289,8 +290,10 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
 
 
 def test_dry_run_only_tells(tmp_path: Path) -> None:
-    found = train_ppo(config(tmp_path / "run", dry_run=True), prompts=PROMPTS, reward_fn=letters)
-    assert isinstance(found, dict) and "24 replies" in " ".join(found["lines"])
+    found = train_ppo(config(tmp_path / "run", dry_run=True), prompts=PROMPTS, reward_fn=letters, lm=toy_lm())
+    assert isinstance(found, dict)
+    said = " ".join(found["lines"])
+    assert all(words in said for words in ("24 replies", "tokens through the model", "seconds on cpu", "GiB of memory"))
     assert not (tmp_path / "run").exists()
 
 
@@ -332,3 +335,37 @@ def test_by_names_alone(tmp_path: Path) -> None:
     assert row["ratio_deviation_first"] == 0 and row["kl"] == 0 and row["sampler_gap_max"] < 1e-4
     assert not any("training prompts" in note for note in run.summary()["notes"])
     assert LM.load(run.path).encode_prompt(PROMPTS[0]) == lm.encode_prompt(PROMPTS[0])
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("where", ["hidden", "backward"])
+def test_running_out_of_memory_changes_no_step(
+    where: str, frozen: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Planted: the gradients of the packs that fitted are kept and added again; replies keep their old places."""
+    options: dict[str, Any] = {"frozen_layers": frozen, "minibatches": 2, "samples_per_prompt": 8}
+    options |= {"max_new_tokens": 12, "prompts_per_step": 3}
+    plain = getattr(Models, where)
+
+    def two_steps() -> list[dict[str, float]]:
+        lm = toy_lm()
+        ppo = toy(toy_pm(lm, frozen=frozen), lm, **options)
+        return [ppo.step(i) for i in range(2)]
+
+    wanted = two_steps()
+    sizes: list[int] = []
+
+    def tight(self: Models, *given: Any, **named: Any) -> Any:
+        part = next(thing for thing in given if isinstance(thing, Part))
+        sizes.append(len(part.pack))
+        if len(part.pack) > 128 and len(sizes) > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return plain(self, *given, **named)
+
+    monkeypatch.setattr(Models, where, tight)
+    found = two_steps()
+    assert "going on with" in capsys.readouterr().err and max(sizes) > 128 >= max(sizes[-4:])
+    for one, two in zip(wanted, found, strict=True):
+        for name in one.keys() - {"reference_hash"}:
+            if not name.startswith("seconds"):
+                assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5), name

@@ -26,10 +26,13 @@ from truing.measure.labels import (
     renormalised,
     warn_of_mass,
 )
-from truing.models.lm import show_prompt
+from truing.models.compute import choose
+from truing.models.lm import LM, show_prompt
+from truing.models.load import is_remote
 from truing.models.remote import AnyLM, open_lm, savings
 from truing.runs import Run
 from truing.stats import Interval, Reliability
+from truing.train.cost import reading, timed
 from truing.types import Dialogue, Question
 
 KEPT = "logprobs.jsonl"
@@ -165,7 +168,7 @@ def choices(config: Choices) -> Run | dict[str, Any]:
         )
     prompts = choice_prompts(questions, config.shots, config.format, config.seed)
     if config.dry_run:
-        return {"lines": [f"{len(questions):,} questions, about {expected_tokens(prompts):,} tokens to read."]}
+        return {"lines": _expected(config, questions, prompts)}
     run = Run.open(
         "honesty choices",
         config,
@@ -203,6 +206,23 @@ def choices(config: Choices) -> Run | dict[str, Any]:
     else:
         run.finish(result.numbers, notes)
     return run
+
+
+def _expected(config: Choices, questions: Sequence[Question], prompts: Sequence[str | Dialogue]) -> list[str]:
+    """What it would take: tokens counted, time and memory measured on a part."""
+    if is_remote(config.model):
+        return [f"{len(questions):,} questions, about {expected_tokens(prompts):,} tokens; the time is the server's."]
+    compute, notes = choose(config.device, config.dtype, config.threads), list[str]()
+    lm, loading = timed(lambda: LM.load(config.model, device=compute.device, dtype=compute.dtype))
+    _, prompts = fit_shots(lm, config.shots, lambda k: choice_prompts(questions, k, config.format, config.seed), notes)
+
+    def work(start: int, stop: int) -> None:
+        option_logprobs(lm, questions[start:stop], prompts[start:stop])
+
+    cost = reading(lm.engine, work, len(questions), CHUNK)
+    fake = [{"logprobs": [-1.0 - (i + k) % 7 for k in range(len(q.choices))]} for i, q in enumerate(questions)]
+    _, numbers = timed(lambda: judge_choices(questions, fake, seed=config.seed))
+    return [f"{len(questions):,} questions.", *notes, *(loading + cost + numbers).lines(compute)]
 
 
 def _samples(questions: Sequence[Question], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def elo(config: EloConfig) -> Run | dict[str, Any]:
         raise ValueError(f"The anchor {config.anchor!r} is in no game; the arms are {', '.join(arms)}.")
     groups = f"{len(set(found.clusters)):,} {found.by}{'s' * (len(set(found.clusters)) > 1)}"
     if config.dry_run:
-        return {"lines": [f"{len(found.games):,} games in {groups}."]}
+        return {"lines": [f"{len(found.games):,} games in {groups}.", *_expected(config, found)]}
     run = Run.open("elo", config, data_files=[config.file], slug=Path(config.file).stem)
     if run.done:
         return run
@@ -94,6 +94,16 @@ def elo(config: EloConfig) -> Run | dict[str, Any]:
     notes = [f"Intervals resample {groups}.", *found.notes]
     run.finish({f"elo/{arm}": rating for arm, rating in result.ratings.items()}, notes)
     return run
+
+
+def _expected(config: EloConfig, found: Games) -> list[str]:
+    """Time and memory, from a tenth of the resamples."""
+    from truing.train.cost import timed
+
+    _, all_else = timed(lambda: stats.elo(found.games, found.clusters, config.anchor, n_boot=2, seed=config.seed))
+    _, tenth = timed(lambda: stats.elo(found.games, found.clusters, config.anchor, n_boot=202, seed=config.seed))
+    tenth = replace(tenth, seconds=max(0.0, tenth.seconds - all_else.seconds))
+    return (all_else + tenth * 10).lines()
 
 
 def elo_table(result: stats.EloResult) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from truing.data.files import write_rows
 from truing.measure.harness_lm import Keep, Rows, Work, harness_class, what_is_missing
 from truing.measure.harness_numbers import before_after, measured, numbers_of, question_rows, shown_samples, task_table
 from truing.measure.labels import expected_tokens, in_chunks
+from truing.models.compute import choose
 from truing.models.lm import LM
 from truing.models.load import find_model, load_tokenizer
 from truing.runs import Run
+from truing.train.cost import Cost, reading, replying, timed
 
 FEWSHOT_SEED = 1234
 """lm-eval's own seed of few-shot examples; --seed is added, so that 0 gives the prompts of published numbers."""
@@ -51,7 +53,7 @@ def evaluate(config: Eval) -> Run | dict[str, Any]:
     built, tasks = load_tasks(config.tasks, config.include_path)
     notes = _set_shots(tasks, config.num_fewshot)
     if config.dry_run:
-        return {"lines": [_expected(name, task, config.limit) for name, task in tasks.items()]}
+        return {"lines": _expected(config, names, built, tasks)}
     _check_models(names, config.apply_chat_template)
     run = Run.open(
         "eval",
@@ -62,7 +64,11 @@ def evaluate(config: Eval) -> Run | dict[str, Any]:
     if run.done:
         return run
     try:
-        results = [_ask(run, config, place, name, built) for place, name in enumerate(names)]
+        compute = run.compute(config)
+        results = [
+            _ask(config, compute, name, built, lambda _, place=place: _keeper(run, place, config.max_time))  # type: ignore[misc]
+            for place, name in enumerate(names)
+        ]
     except OutOfTime as stopped:
         run.stop({}, [f"{stopped} The same command goes on."])
         return run
@@ -167,7 +173,37 @@ def _set_shots(tasks: Mapping[str, Any], shots: int | None) -> list[str]:
     return [f"Asked without examples whatever --num-fewshot says, because the task fixes it: {', '.join(fixed)}."]
 
 
-def _expected(name: str, task: Any, limit: int | None) -> str:
+def _expected(config: Eval, names: Sequence[str], built: Sequence[Any], tasks: Mapping[str, Any]) -> list[str]:
+    """What it would take: requests and tokens counted, time and memory measured on a part of each kind."""
+    lines = [_counted(name, task, config.limit) for name, task in tasks.items()]
+    _check_models(names, config.apply_chat_template)
+    compute, cost, measuring = choose(config.device, config.dtype, config.threads), Cost(), Cost()
+
+    def keep(lm: LM) -> Keep:
+        engine = lm.engine
+
+        def answer(kind: str, items: Sequence[Any], work: Work) -> Rows:
+            nonlocal cost, measuring
+            guess = replying if kind == "generate_until" else reading
+            found, took = timed(
+                lambda: guess(engine, lambda a, b: work(items[a:b], a), len(items), CHUNK.get(kind, SCORED))
+            )
+            cost, measuring = cost + found, measuring + took
+            engine.counting = True  # rows of the right form, for lm-eval to grade
+            try:
+                return work(items, 0)
+            finally:
+                engine.counting = False
+
+        return answer
+
+    for name in names:
+        _, whole = timed(lambda name=name: _ask(config, compute, name, built, keep))  # type: ignore[misc]
+        cost += whole
+    return [*lines, *(cost + measuring * -1).lines(compute)]
+
+
+def _counted(name: str, task: Any, limit: int | None) -> str:
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     task.build_all_requests(limit=limit)
     texts = ["".join(a for a in request.args if isinstance(a, str)) for request in task.instances]
@@ -183,14 +219,13 @@ def content_hash(task: Any, limit: int | None = None) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _ask(run: Run, config: Eval, place: int, name: str, built: Sequence[Any]) -> dict[str, Any]:
-    """lm-eval's results for one model; answers are kept in the run as they come."""
+def _ask(config: Eval, compute: Any, name: str, built: Sequence[Any], keep: Callable[[LM], Keep]) -> dict[str, Any]:
+    """lm-eval's results for one model, whose requests are answered and kept by what ``keep`` makes for it."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    compute = run.compute(config)
     lm = LM.load(name, device=compute.device, dtype=compute.dtype)
-    model = harness_class()(lm, seed=config.seed, keep=_keeper(run, place, config.max_time))
+    model = harness_class()(lm, seed=config.seed, keep=keep(lm))
     return simple_evaluate(
         model,
         tasks=list(built),

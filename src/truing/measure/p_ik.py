@@ -7,20 +7,22 @@ question alone, and questions that were held out tell how much it learned.
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from truing.configs import PIKTrain
 from truing.data.questions import load_questions
 from truing.data.quiz import question_prompt
-from truing.measure.answers import answer_questions, answers_in_run, expected_tokens
+from truing.measure.answers import CHUNK, STOP, answers_in_run, expected_tokens
 from truing.models.compute import choose
 from truing.models.lm import LM, show_prompt
 from truing.runs import Run
+from truing.train.cost import sampling, timed
+from truing.train.cost_of import p_ik_cost
 from truing.train.p_ik import VERB, check, train_p_ik
 from truing.train.p_ik_numbers import NAMES, measure_p_ik
-from truing.types import Question
+from truing.types import Question, Sample
 
 __all__ = ["measure_p_ik", "p_ik"]
 
@@ -54,16 +56,23 @@ def p_ik(config: PIKTrain) -> Run | dict[str, Any]:
 
 
 def _expected(config: PIKTrain, questions: list[Question]) -> list[str]:
-    """What it would cost: tokens counted, sampling timed on a few questions."""
-    lm = LM.load(config.init, device=choose(config.device, config.dtype, config.threads).device)
+    """What it would take: prompts counted, time, memory and the length of answers measured on a part."""
+    compute = choose(config.device, config.dtype, config.threads)
+    lm, loading = timed(lambda: LM.load(config.init, device=compute.device))
+    texts = [question_prompt(q, config.format) for q in questions]
+    prompts = [lm.encode_prompt(text) for text in texts]
+
+    def draw(places: Sequence[int], n: int, most: int) -> list[list[Sample]]:
+        return lm.sample([texts[i] for i in places], n, max_tokens=most, stop=[STOP], seed=config.seed)
+
+    longest = max(map(len, prompts))
+    cost = loading + sampling(lm.engine, draw, len(prompts), config.samples, config.max_new_tokens, CHUNK, longest)
+    cost += p_ik_cost(config, lm, prompts)
     tokens = expected_tokens(lm, questions, config.samples, config.max_new_tokens, config.format)
-    few = questions[:4]
-    began = time.perf_counter()
-    answer_questions(lm, few, config.samples, config.max_new_tokens, seed=config.seed, format=config.format)
-    minutes = (time.perf_counter() - began) / len(few) * len(questions) / 60
     trained = round(len(questions) * (1 - config.eval_share))
     return [
         f"{len(questions):,} questions, {tokens['prompts']:,} tokens in their prompts; at most {tokens['answers']:,} "
-        f"tokens of answers, about {minutes:.1f} minutes as timed on {len(few)} questions (batches are faster).",
+        "tokens of answers.",
         f"{math.ceil(trained / config.batch_size) * config.epochs:,} steps on about {trained:,} questions.",
+        *cost.lines(compute),
     ]

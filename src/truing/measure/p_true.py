@@ -34,11 +34,14 @@ from truing.measure.labels import (
     renormalised,
     warn_of_mass,
 )
-from truing.models.lm import show_prompt
+from truing.models.compute import choose
+from truing.models.lm import LM, show_prompt
+from truing.models.load import is_remote
 from truing.models.remote import AnyLM, open_lm, savings
 from truing.runs import Run
 from truing.stats import Interval, Reliability
-from truing.types import Answers, Dialogue, Question
+from truing.train.cost import reading, sampling, timed
+from truing.types import Answers, Dialogue, Question, Sample
 
 ANSWERS, JUDGED = "answers.jsonl", "logprobs.jsonl"
 SCORES = ("brier", "brier_constant", "skill", "ece", "ece_null_95", "auroc")
@@ -225,14 +228,7 @@ def p_true(config: PTrue) -> Run | dict[str, Any]:
         raise DataError(config.file, f"question {lettered.id} has {what}; here answers are compared as text")
     prompts = brainstorm_prompts(questions, config.shots, config.format, config.seed)
     if config.dry_run:
-        most = len(questions) * config.samples
-        read = expected_tokens(prompts)
-        return {
-            "lines": [
-                f"{len(questions):,} questions, about {read:,} tokens to read, then at most "
-                f"{most * config.max_new_tokens:,} tokens of {most:,} answers, each judged once."
-            ]
-        }
+        return {"lines": _expected(config, questions, prompts)}
     run = Run.open(
         "honesty ptrue", config, data_files=[config.file], slug=f"{Path(config.model).name}-{Path(config.file).stem}"
     )
@@ -241,6 +237,40 @@ def p_true(config: PTrue) -> Run | dict[str, Any]:
     compute = run.compute(config)
     _measure(run, config, open_lm(config.model, device=compute.device, dtype=compute.dtype), questions, prompts)
     return run
+
+
+def _expected(config: PTrue, questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[str]:
+    """What it would take: prompts counted, time, memory and the length of answers measured on a part."""
+    most, notes = len(questions) * config.samples, list[str]()
+    first = f"{len(questions):,} questions, at most {most * config.max_new_tokens:,} tokens of {most:,} answers, each "
+    if is_remote(config.model):
+        return [f"{first}judged once; about {expected_tokens(prompts):,} tokens to read. The time is the server's."]
+    compute = choose(config.device, config.dtype, config.threads)
+    lm, loading = timed(lambda: LM.load(config.model, device=compute.device, dtype=compute.dtype))
+    shots = config.shots
+    _, prompts = fit_shots(lm, shots, lambda k: brainstorm_prompts(questions, k, config.format, config.seed), notes)
+    texts: list[str] = []
+
+    def draw(places: Sequence[int], n: int, most: int) -> list[list[Sample]]:
+        found = lm.sample([prompts[i] for i in places], n, max_tokens=most, stop=["\n"], seed=config.seed)
+        if most == config.max_new_tokens:
+            texts.extend(s.text.strip() for samples in found for s in samples)
+        return found
+
+    longest = max(len(lm.encode_prompt(prompt)) for prompt in prompts)
+    cost = sampling(lm.engine, draw, len(prompts), config.samples, config.max_new_tokens, CHUNK, longest)
+    alike = [[texts[(i + j) % len(texts)] for j in range(config.samples)] for i in range(len(questions))]
+    answers = [graded(q, some) for q, some in zip(questions, alike, strict=True)]  # stand-ins of the right length
+    _, asked = fit_shots(
+        lm,
+        0 if config.worked else shots,
+        lambda k: judging_prompts(answers, k, config.format, config.seed, worked=config.worked),
+        notes,
+    )
+    cost += reading(lm.engine, lambda start, stop: judge(lm, asked[start:stop]), len(asked), CHUNK)
+    fake = [{"logprobs": [[-1.0 - (i + j) % 7, -2.0] for j in range(config.samples)]} for i in range(len(questions))]
+    _, numbers = timed(lambda: judged(answers, fake, seed=config.seed))
+    return [f"{first}judged once.", *notes, *(loading + cost + numbers).lines(compute)]
 
 
 def _measure(run: Run, config: PTrue, lm: AnyLM, questions: Sequence[Question], prompts: Sequence[Prompt]) -> None:

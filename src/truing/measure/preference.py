@@ -16,10 +16,13 @@ import numpy as np
 from truing.configs import PMEval
 from truing.data.comparisons import Loaded, conversation_key, read_comparisons
 from truing.data.files import write_rows
+from truing.measure.labels import in_chunks
+from truing.models.compute import choose
 from truing.models.heads import PreferenceModel
 from truing.runs import Run
 from truing.stats import Interval, Reliability, bootstrap, mean_interval
 from truing.text import to_hh
+from truing.train.cost import reading, timed
 from truing.train.pm_numbers import correctness, kinds_line, preference_numbers, reliability_of
 from truing.types import Comparison, Dialogue
 
@@ -28,6 +31,10 @@ LENGTH_MATCH = 0.1
 """Two replies are of matched length if the shorter lacks at most this share of the longer one's characters."""
 SAMPLES = 50
 """Pairs shown in samples.jsonl."""
+KEPT = "scores-so-far.jsonl"
+"""Scores of the chunks that are done, so that a killed run computes only the rest."""
+CHUNK = 512
+"""Pairs scored between two savings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,26 +113,65 @@ def pm_eval(config: PMEval) -> Run | dict[str, Any]:
     """The verb ``pm eval``: numbers, ``reliability.csv``, ``rows.jsonl`` with centred scores, ``samples.jsonl``.
 
     Rows with unequal prompts or identical replies are left out and counted in the notes, as ``data check`` counts
-    them. Raises DataError for rows that cannot be read.
+    them. The same call again resumes where it was killed. Raises DataError for rows that cannot be read.
     """
     loaded = read_comparisons(config.file)
     comparisons = loaded.comparisons
     if config.dry_run:
-        characters = sum(len(t.text) for c in comparisons for t in c.prompt.turns)
-        characters += sum(len(c.chosen) + len(c.rejected) for c in comparisons)
-        return {"lines": [f"{len(comparisons):,} pairs, about {characters // 4:,} tokens at four characters each."]}
+        return {"lines": _expected(config, comparisons)}
     run = Run.open("pm eval", config, data_files=[config.file], slug=f"{Path(config.pm).name}-{Path(config.file).stem}")
     if run.done:
         return run
     compute = run.compute(config)
     pm = PreferenceModel.load(config.pm, device=compute.device, dtype=compute.dtype)
-    result = evaluate_pm(lambda d: pm.score(d, max_length=config.max_length), comparisons, seed=config.seed)
+    found = in_chunks(
+        run,
+        KEPT,
+        comparisons,
+        lambda chunk, _: _scores(pm, chunk, config.max_length),
+        label="Pairs",
+        max_time=config.max_time,
+        size=CHUNK,
+    )
+    if not found:
+        run.stop({}, ["Stopped before the first pairs were scored; the same command goes on."])
+        return run
+    scores = np.array([row[side] for row in found for side in ("chosen", "rejected")])
+    every, comparisons = len(comparisons), comparisons[: len(found)]
+    result = evaluate_pm(lambda _: scores, comparisons, seed=config.seed)
     print(kinds_line(result.numbers), file=sys.stderr)
     write_rows(run.path / "rows.jsonl", result.rows)
     write_rows(run.path / "reliability.csv", [b.as_dict() for b in result.reliability.bins])
     run.write_samples(_samples(comparisons, result.rows))
-    run.finish(result.numbers, _notes(loaded, result.numbers))
+    notes = _notes(loaded, result.numbers)
+    if len(found) < every:
+        left = f"Stopped after {len(found)} of {every} pairs; the same command goes on."
+        run.stop(result.numbers, [*notes, left])
+        return run
+    run.finish(result.numbers, notes)
+    (run.path / KEPT).unlink()
     return run
+
+
+def _scores(pm: PreferenceModel, pairs: Sequence[Comparison], max_length: int) -> list[dict[str, float]]:
+    """Centred scores of both replies of each pair."""
+    dialogues = [d for c in pairs for d in (c.chosen_dialogue, c.rejected_dialogue)]
+    scores = pm.score(dialogues, max_length=max_length).astype(float).tolist()
+    return [{"chosen": c, "rejected": r} for c, r in zip(scores[0::2], scores[1::2], strict=True)]
+
+
+def _expected(config: PMEval, comparisons: Sequence[Comparison]) -> list[str]:
+    """What it would take: tokens counted, time and memory measured on a part."""
+    compute = choose(config.device, config.dtype, config.threads)
+    pm, loading = timed(lambda: PreferenceModel.load(config.pm, device=compute.device, dtype=compute.dtype))
+
+    def work(start: int, stop: int) -> None:
+        _scores(pm, comparisons[start:stop], config.max_length)
+
+    cost = reading(pm, work, len(comparisons), CHUNK)
+    fake = np.arange(2 * len(comparisons)) % 7
+    _, numbers = timed(lambda: evaluate_pm(lambda _: fake, comparisons, seed=config.seed))
+    return [f"{len(comparisons):,} pairs.", *(loading + cost + numbers).lines(compute)]
 
 
 def _notes(loaded: Loaded, numbers: dict[str, Interval]) -> list[str]:

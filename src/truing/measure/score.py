@@ -17,14 +17,17 @@ from truing.configs import Sampling, Scoring
 from truing.data.comparisons import prompt_of, read_pair
 from truing.data.files import DataError, Row, read_rows
 from truing.measure.labels import in_chunks
+from truing.models.compute import choose
 from truing.models.draw import check_settings
 from truing.models.heads import PreferenceModel
-from truing.models.lm import show_prompt
+from truing.models.lm import LM, show_prompt
+from truing.models.load import is_remote
 from truing.models.remote import open_lm, savings
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import as_lines
+from truing.train.cost import reading, sampling, timed
 from truing.train.progress import counting
-from truing.types import Dialogue
+from truing.types import Dialogue, Sample
 
 TEXT, PAIR, COMPARISON, DIALOGUE = "text", "context and continuation", "chosen and rejected", "dialogue"
 EXPECTED = (
@@ -75,8 +78,9 @@ def score(config: Scoring) -> Run | dict[str, Any]:
     """
     kind, rows = read_inputs(config.file, kind_of)
     items = [_item(kind, row, config.file, line) for line, row in rows]
+    lines = [line for line, _ in rows]
     if config.dry_run:
-        return _expected(items)
+        return {"lines": _expected_scoring(config, kind, items, lines)}
     run = Run.open(
         "score", config, data_files=[config.file], slug=f"{Path(config.file).stem}-{Path(config.model).name}"
     )
@@ -84,8 +88,7 @@ def score(config: Scoring) -> Run | dict[str, Any]:
         return run
     ids = [row.get("id", line) for line, row in rows]
     compute = run.compute(config)
-    lines = [line for line, _ in rows]
-    work, numbers_of = _with_lm(config, compute, items, lines) if kind in (TEXT, PAIR) else _with_pm(config, compute)
+    work, numbers_of, _ = _ways(config, compute, kind, items, lines)
     part = savings(config.model, CHUNK)
     out = in_chunks(run, KEPT, items, lambda chunk, _: work(chunk), label="Rows", max_time=config.max_time, **part)
     if len(out) < len(items):
@@ -132,15 +135,27 @@ def _check_turns(dialogue: Dialogue, file: object, line: int, field: str) -> Non
         raise DataError(file, "has no human turn; a reply answers somebody", line=line, field=field)
 
 
-def _expected(items: Sequence[Any]) -> dict[str, Any]:
-    texts = [" ".join(t.text for d in i for t in d.turns) if isinstance(i, list) else "".join(i) for i in items]
-    tokens = sum(len(text) for text in texts) // 4
-    lines = [f"{len(items):,} rows, about {tokens:,} tokens at four characters each; beginnings shared are read once."]
-    return {"lines": lines}
-
-
 Work = Callable[[Sequence[Any]], list[dict[str, Any]]]
 Numbers = Callable[[Sequence[Mapping[str, Any]]], tuple[dict[str, Any], list[str]]]
+Ways = tuple[Work, Numbers, Any]
+"""How rows are scored, what numbers they make, and the model that reads and counts tokens."""
+
+
+def _ways(config: Scoring, compute: Any, kind: str, items: Sequence[Any], lines: Sequence[int]) -> Ways:
+    return _with_lm(config, compute, items, lines) if kind in (TEXT, PAIR) else _with_pm(config, compute)
+
+
+def _expected_scoring(config: Scoring, kind: str, items: Sequence[Any], lines: Sequence[int]) -> list[str]:
+    """What it would take: tokens counted, time and memory measured on a part."""
+    if is_remote(config.model) and kind in (TEXT, PAIR):
+        tokens = sum(len("".join(item)) for item in items) // 4
+        return [f"{len(items):,} rows, about {tokens:,} tokens at four characters each; the time is the server's."]
+    compute = choose(config.device, config.dtype, config.threads)
+    (work, numbers_of, reader), loading = timed(lambda: _ways(config, compute, kind, items, lines))
+    cost = reading(reader, lambda start, stop: work(items[start:stop]), len(items), CHUNK)
+    names = {COMPARISON: ("chosen", "rejected"), DIALOGUE: ("score",)}.get(kind, ("logprob", "num_tokens"))
+    _, numbers = timed(lambda: numbers_of([dict.fromkeys(names, 1 + i % 7) for i in range(len(items))]))
+    return [f"{len(items):,} rows.", *(loading + cost + numbers).lines(compute)]
 
 
 def _refuse_long(long: tuple[int, str] | None, file: str, lines: Sequence[int]) -> None:
@@ -149,7 +164,7 @@ def _refuse_long(long: tuple[int, str] | None, file: str, lines: Sequence[int]) 
         raise DataError(file, f"has {long[1]}. Shorten it or leave it out.", line=lines[long[0]])
 
 
-def _with_lm(config: Scoring, compute: Any, items: Sequence[Any], lines: Sequence[int]) -> tuple[Work, Numbers]:
+def _with_lm(config: Scoring, compute: Any, items: Sequence[Any], lines: Sequence[int]) -> Ways:
     lm = open_lm(config.model, device=compute.device, dtype=compute.dtype)
     _refuse_long(lm.too_long(items), config.file, lines)
 
@@ -174,10 +189,10 @@ def _with_lm(config: Scoring, compute: Any, items: Sequence[Any], lines: Sequenc
             notes.append(f"{silent} rows have no scored token: the first token counts only after a BOS.")
         return numbers, notes
 
-    return work, numbers_of
+    return work, numbers_of, getattr(lm, "engine", None)
 
 
-def _with_pm(config: Scoring, compute: Any) -> tuple[Work, Numbers]:
+def _with_pm(config: Scoring, compute: Any) -> Ways:
     pm = PreferenceModel.load(config.model, device=compute.device, dtype=compute.dtype)
 
     def work(items: Sequence[list[Dialogue]]) -> list[dict[str, Any]]:
@@ -195,7 +210,7 @@ def _with_pm(config: Scoring, compute: Any) -> tuple[Work, Numbers]:
         centred = f"Scores are centred: the reference mean {pm.reference_mean:.4g} is taken off."
         return {"rows": count(len(rows)), **means}, [] if config.raw else [centred]
 
-    return work, numbers_of
+    return work, numbers_of, pm
 
 
 def sample(config: Sampling) -> Run | dict[str, Any]:
@@ -211,10 +226,7 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
     _, rows = read_inputs(config.file, lambda row, file, line: "prompt")
     prompts = [_prompt(row, config.file, line) for line, row in rows]
     if config.dry_run:
-        most = len(prompts) * config.n
-        return {
-            "lines": [f"{len(prompts):,} prompts, {most:,} replies, at most {most * config.max_new_tokens:,} tokens."]
-        }
+        return {"lines": _expected_sampling(config, prompts, [line for line, _ in rows])}
     slug = f"{Path(config.file).stem}-{Path(config.model).name}"
     run = Run.open("sample", config, data_files=[config.file], slug=slug)
     if run.done:
@@ -241,6 +253,34 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
     run.finish(*_sample_numbers(drawn, out, config))
     (run.path / KEPT).unlink()
     return run
+
+
+def _expected_sampling(config: Sampling, prompts: Sequence[Dialogue], lines: Sequence[int]) -> list[str]:
+    """What it would take: prompts counted, time, memory and the length of replies measured on a part."""
+    most = len(prompts) * config.n
+    first = f"{len(prompts):,} prompts, {most:,} replies, at most {most * config.max_new_tokens:,} tokens."
+    if is_remote(config.model):
+        return [first, "The time is the server's."]
+    compute = choose(config.device, config.dtype, config.threads)
+    lm, cost = timed(lambda: LM.load(config.model, device=compute.device, dtype=compute.dtype))
+    _refuse_long(lm.too_long(prompts), config.file, lines)
+    settings = {name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "stop", "stop_after")}
+    drawn: list[Dialogue] = []
+
+    def draw(places: Sequence[int], n: int, most: int) -> list[list[Sample]]:
+        found = lm.sample([prompts[i] for i in places], n, max_tokens=most, seed=config.seed, **settings)
+        if most == config.max_new_tokens:  # to their end, not only begun
+            drawn[:] = [prompts[i].reply(s.text) for i, samples in zip(places, found, strict=True) for s in samples]
+        return found
+
+    longest = max(len(lm.encode_prompt(prompt)) for prompt in prompts)
+    sizes = (len(prompts), config.n, config.max_new_tokens, max(1, CHUNK // config.n), longest)
+    if not config.pm:
+        return [first, *(cost + sampling(lm.engine, draw, *sizes)).lines(compute)]
+    pm, loading = timed(lambda: PreferenceModel.load(str(config.pm), device=compute.device, dtype=compute.dtype))
+    cost += loading + sampling(lm.engine, draw, *sizes)
+    _, scoring = timed(lambda: pm.score(drawn), pm)
+    return [first, *(cost + scoring * (most / max(1, len(drawn)))).lines(compute)]
 
 
 def _drawing(

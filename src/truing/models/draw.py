@@ -98,6 +98,16 @@ class Row:
     finish: Finish = "length"
     stream: np.random.Generator | None = None
 
+    @property
+    def over(self) -> bool:
+        """Whether the reply has ended."""
+        return self.finish == "stop" or len(self.ids) >= self.limit
+
+    def anew(self) -> Row:
+        """Itself, to be drawn again from the start: the same tokens, and what was told is not told twice."""
+        self.ids, self.logprobs, self.stream = [], [], None
+        return self
+
     def noise(self, size: int) -> np.ndarray:
         """Standard exponential float32 [size] for the next token: from prompt, seed and place in the reply alone."""
         if self.stream is None:
@@ -164,6 +174,46 @@ class Ends:
     def sample(self, row: Row) -> Sample:
         """The finished reply."""
         return Sample(self.text(row), tuple(row.ids), tuple(row.logprobs), row.finish, row.seed)
+
+
+@dataclass
+class Job:
+    """One call of ``sample``: what its prompts ask for, who hears of it, and how many of its replies are over."""
+
+    each: Sequence[Settings]
+    ends: Sequence[Ends]
+    progress: Callable[[int, int], None] | None
+    on_text: Callable[[int, int, str], None] | None
+    total: int
+    done: int
+
+    def draw(self, rows: Sequence[Row], logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The next token of every row, drawn with its prompt's settings, and its log-probability."""
+        size = sum(noise_shape(logits.shape[-1]))
+        noise = torch.from_numpy(np.stack([row.noise(size) for row in rows])).to(logits.device)
+        ways = [self.each[row.request].drawing for row in rows]
+        if len(set(ways)) == 1:
+            return draw(logits, noise, *ways[0])
+        tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+        logprobs = torch.empty(len(rows), device=logits.device)
+        for way in dict.fromkeys(ways):
+            places = torch.tensor([i for i, other in enumerate(ways) if other == way], device=logits.device)
+            tokens[places], logprobs[places] = draw(logits[places], noise[places], *way)
+        return tokens, logprobs
+
+    def take(self, rows: Sequence[Row], tokens: Sequence[int], logprobs: Sequence[float]) -> list[bool]:
+        """Add the drawn tokens to their rows and tell of them; which rows go on."""
+        alive = []
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            ends = self.ends[row.request]
+            over = ends.take(row, token, logprob)
+            alive.append(not over)
+            if self.on_text is not None and (piece := ends.news(row, over)):
+                self.on_text(row.request, row.index, piece)
+        self.done += alive.count(False)
+        if self.progress is not None and not all(alive):
+            self.progress(self.done, self.total)
+        return alive
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -19,24 +19,32 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from truing.models import tree
-from truing.models.draw import Ends, Row, Settings, check_settings, draw, fill_holes, groups, make_rows, noise_shape
+from truing.models.draw import Ends, Job, Row, Settings, check_settings, fill_holes, groups, make_rows
+from truing.models.memory import LEAST_TOKENS, finish, fitting, free_memory
 from truing.models.slots import KeyValues, Reread, Slots, TrunkLayer
 from truing.models.tree import Pack
 from truing.types import Sample
 
-Ids = Sequence[int]
+Ids = Sequence[int] | np.ndarray
+Progress = Callable[[int, int], None]
 
 TRUNK = 32
 """A common beginning of at least this many tokens is kept as keys and values."""
 HEAD_ROWS = 256
 """Rows of logits in memory at a time while scoring."""
+CACHE_SHARE = 4
+"""The cache of sampling takes at most one part in this many of the memory that is free; prompts take as much again."""
 
 
 class Engine:
     """One model, ready to score and sample. ``tokens_run`` counts the tokens that were read by it.
 
-    ``budget``: tokens in one pack; ``max_batch``: rows decoded together; ``cache_bytes``: size of their cache.
-    Log-probabilities are in nats and float32, from a head computed in float32.
+    While ``counting``, tokens are counted and not read: log-probabilities are 0 and replies empty.
+
+    ``budget``: tokens in one pack; ``max_batch``: rows decoded together; ``cache_bytes``: most that their cache takes.
+    Where memory runs out, budget or batch are halved, which is said on stderr, and what is left is done with less.
+    Token ids are lists or integer arrays (int32 arrays take a tenth of a list's memory). Memory does not grow with the
+    job but for ids and results. Log-probabilities are in nats and float32, from a head computed in float32.
     """
 
     def __init__(
@@ -55,11 +63,16 @@ class Engine:
         self.trees = tree.supports_trees(model)
         self.inner = tree.unwrap(model)
         self.config = self.inner.config
-        self.tokens_run = 0
+        self.tokens_run, self.counting = 0, False
 
-    def score(self, sequences: Sequence[Ids], starts: Sequence[int]) -> list[np.ndarray]:
-        """Log-probabilities float32 of the tokens ``sequence[start:]``, each given all before it (start ≥ 1)."""
-        return [logprobs for logprobs, _ in self._score(sequences, starts, sequences)]
+    def score(
+        self, sequences: Sequence[Ids], starts: Sequence[int], *, progress: Progress | None = None
+    ) -> list[np.ndarray]:
+        """Log-probabilities float32 of the tokens ``sequence[start:]``, each given all before it (start ≥ 1).
+
+        ``progress`` is called with finished and all sequences.
+        """
+        return [logprobs for logprobs, _ in self._score(sequences, starts, sequences, progress=progress)]
 
     def score_greedy(self, sequences: Sequence[Ids], starts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """As ``score``, and with each the flags bool of its tokens: is it the likeliest of all V?
@@ -70,7 +83,12 @@ class Engine:
         return self._score(sequences, starts, [sequence[:-1] for sequence in sequences], greedy=True)
 
     def _score(
-        self, sequences: Sequence[Ids], starts: Sequence[int], read: Sequence[Ids], greedy: bool = False
+        self,
+        sequences: Sequence[Ids],
+        starts: Sequence[int],
+        read: Sequence[Ids],
+        greedy: bool = False,
+        progress: Progress | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         self._check(read)
         if len(starts) != len(sequences):
@@ -78,17 +96,21 @@ class Engine:
         for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
             if not 1 <= start <= len(sequence):
                 raise ValueError(f"Sequence {i} of {len(sequence)} tokens has start {start}; expected 1 to its length.")
-        out = [(np.empty(0, np.float32), np.empty(0, bool))] * len(sequences)
+        sizes = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+        out = [(np.zeros(size, np.float32), np.zeros(size, bool)) for size in sizes]
+
+        def use(pack: Pack, states: Tensor, past: int) -> None:
+            tails = [np.asarray(sequences[m][starts[m] :], dtype=np.int64) for m in pack.members]
+            cuts = [starts[m] - 1 - past for m in pack.members]
+            places = [path[a : a + len(tail)] for path, a, tail in zip(pack.paths, cuts, tails, strict=True)]
+            targets = torch.from_numpy(np.concatenate(tails)).to(states.device)
+            found = self._logprobs(states, torch.cat(places), targets, weight, greedy)
+            parts = [t.cpu().split([len(tail) for tail in tails]) for t in found]
+            for member, logprobs, likeliest in zip(pack.members, *parts, strict=True):
+                out[member] = logprobs.numpy(), likeliest.numpy()
+
         with self._session() as weight:
-            for pack, states, past in self._read(read, min(starts, default=1) - 1):
-                tails = [sequences[m][starts[m] :] for m in pack.members]
-                cuts = [starts[m] - 1 - past for m in pack.members]
-                places = [path[a : a + len(tail)] for path, a, tail in zip(pack.paths, cuts, tails, strict=True)]
-                targets = torch.tensor([i for tail in tails for i in tail], dtype=torch.long, device=states.device)
-                found = self._logprobs(states, torch.cat(places), targets, weight, greedy)
-                parts = [t.cpu().split([len(tail) for tail in tails]) for t in found]
-                for member, logprobs, likeliest in zip(pack.members, *parts, strict=True):
-                    out[member] = logprobs.numpy(), likeliest.numpy()
+            self._over(read, min(starts, default=1) - 1, use, progress)
         return out
 
     def next_logprobs(self, sequences: Sequence[Ids], token_ids: Sequence[Ids] | None = None) -> list[np.ndarray]:
@@ -96,15 +118,19 @@ class Engine:
         self._check(sequences)
         if token_ids is not None and len(token_ids) != len(sequences):
             raise ValueError(f"{len(sequences)} sequences but {len(token_ids)} lists of token ids.")
-        out: list[np.ndarray] = [np.empty(0, np.float32)] * len(sequences)
+        counted = [len(ids) for ids in token_ids or ()] or [self.config.vocab_size] * len(sequences)
+        out: list[np.ndarray] = [np.zeros(size if self.counting else 0, np.float32) for size in counted]
+
+        def use(pack: Pack, states: Tensor, past: int) -> None:
+            ends = torch.stack([path[-1] for path in pack.paths])
+            for at in range(0, len(ends), HEAD_ROWS):
+                rows = tree.logits(self.model, states[ends[at : at + HEAD_ROWS]], weight).log_softmax(-1).cpu()
+                for member, row in zip(pack.members[at : at + HEAD_ROWS], rows, strict=True):
+                    chosen = row if token_ids is None else row[torch.tensor(token_ids[member], dtype=torch.long)]
+                    out[member] = chosen.clone().numpy()
+
         with self._session() as weight:
-            for pack, states, _ in self._read(sequences, min(map(len, sequences), default=1) - 1):
-                ends = torch.stack([path[-1] for path in pack.paths])
-                for at in range(0, len(ends), HEAD_ROWS):
-                    rows = tree.logits(self.model, states[ends[at : at + HEAD_ROWS]], weight).log_softmax(-1).cpu()
-                    for member, row in zip(pack.members[at : at + HEAD_ROWS], rows, strict=True):
-                        chosen = row if token_ids is None else row[torch.tensor(token_ids[member], dtype=torch.long)]
-                        out[member] = chosen.clone().numpy()
+            self._over(sequences, min(map(len, sequences), default=1) - 1, use)
         return out
 
     def sample(
@@ -145,10 +171,14 @@ class Engine:
         self._check(prompts)
         rows = make_rows(prompts, n, seeds)
         ends = self._settle(rows, n, len(prompts), each, decode)
-        job = _Job(each, ends, progress, on_text, len(rows), sum(row.limit == 0 for row in rows))
+        if self.counting:
+            self._count([*{row.prompt: None for row in rows if row.limit}])
+            for row in rows:
+                row.limit = 0
+        job = Job(each, ends, progress, on_text, len(rows), sum(row.limit == 0 for row in rows))
         with self._session() as weight:
             for group in groups([row for row in rows if row.limit]):
-                self._decode(group, job, weight)
+                self._decode_all(group, job, weight)
         out: list[list[Sample]] = [[] for _ in prompts]
         for row in sorted(rows, key=lambda r: (r.request, r.index)):
             out[row.request].append(ends[row.request].sample(row))
@@ -174,10 +204,22 @@ class Engine:
                 )
         return [ends[s.stops, s.stops_after] for s in each]
 
-    def _decode(self, waiting: list[Row], job: _Job, weight: Tensor) -> None:
-        """Draw all replies of one group of rows; they enter the batch in order and leave it when they end."""
+    def _decode_all(self, group: Sequence[Row], job: Job, weight: Tensor) -> None:
+        """Draw all replies of one group; what does not fit into memory is drawn anew, the same, in half the batch."""
+        wanted = self.rows_at_once(len(group), max(len(row.prompt) + row.limit for row in group))
+
+        def decode(size: int) -> None:
+            left = [row.anew() for row in group if not row.over]
+            budget = self.budget if size == wanted else max(LEAST_TOKENS, self.budget * size // wanted)
+            self._decode(left, self._slots(left, size, budget) if self.trees else Reread(self, size), job, weight)
+
+        _, size = fitting(decode, wanted, "sampling {} replies side by side", least=1)
+        if size < wanted:
+            self.max_batch = size
+
+    def _decode(self, waiting: list[Row], batch: Slots | Reread, job: Job, weight: Tensor) -> None:
+        """Draw the replies of some rows; they enter the batch in order and leave it when they end."""
         rows: list[Row] = []
-        batch: Slots | Reread = self._slots(waiting) if self.trees else Reread(self)
         logits = torch.empty(0)
         while rows or waiting:
             free = batch.size - len(rows)
@@ -195,42 +237,107 @@ class Engine:
             if rows:
                 logits = tree.logits(self.model, batch.step(tokens), weight)
 
-    def _slots(self, rows: Sequence[Row]) -> Slots:
-        config, longest = self.config, max(len(row.prompt) + row.limit for row in rows)
+    def rows_at_once(self, rows: int, longest: int) -> int:
+        """How many of so many replies are decoded together, the longest with its prompt of so many tokens."""
+        most = min(self.max_batch, rows)
+        if not self.trees:
+            return most
+        free = free_memory(self.inner.device)
+        room = self.cache_bytes if free is None else min(self.cache_bytes, free // CACHE_SHARE)
+        return max(1, min(most, room // self.row_bytes(longest)))
+
+    def row_bytes(self, longest: int) -> int:
+        """Bytes of keys and values of one row of the cache, with room for so many tokens."""
+        config = self.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        row_bytes = 2 * config.num_hidden_layers * heads * width * longest * self.inner.dtype.itemsize
-        size = max(1, min(self.max_batch, len(rows), self.cache_bytes // row_bytes))
-        return Slots(self, size, longest, self._trunk([row.prompt for row in rows]))
+        return 2 * config.num_hidden_layers * heads * width * longest * self.inner.dtype.itemsize
 
-    def _trunk(self, sequences: Sequence[Ids], limit: int | None = None) -> KeyValues:
-        """Keys and values of the beginning common to all sequences; [] if it is too short to be worth it."""
-        if not self.trees or not sequences or len(set(map(tuple, sequences))) < 2:
-            return []
-        first, last = min(map(tuple, sequences)), max(map(tuple, sequences))
-        common = next(
-            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
-        )
+    def _slots(self, rows: Sequence[Row], size: int, budget: int) -> Slots:
+        prompts = [row.prompt for row in rows]
+        trunk = self._trunk(prompts[0][: self._common(prompts)], budget)
+        return Slots(self, size, max(len(row.prompt) + row.limit for row in rows), trunk, budget)
+
+    def _common(self, sequences: Sequence[Ids], limit: int | None = None) -> int:
+        """Tokens common to the beginnings of all sequences; 0 if they are too few to be worth keeping."""
+        if not self.trees or not sequences:
+            return 0
+        first, common, alike = np.asarray(sequences[0]), len(sequences[0]), True
+        for sequence in sequences:
+            differs = np.asarray(sequence[:common]) != first[: min(common, len(sequence))]
+            common = int(differs.argmax()) if differs.any() else len(differs)
+            if common < TRUNK:
+                return 0
+            alike = alike and common == len(first) == len(sequence)
         common = min(common, min(map(len, sequences)) - 1, *([] if limit is None else [limit]))
-        if common < TRUNK:
-            return []
-        (pack,) = tree.pack([first[:common]], budget=common)
-        return self._run(pack, [])[1]
+        return common if common >= TRUNK and not alike else 0
 
-    def _read(self, sequences: Sequence[Ids], trunk_limit: int) -> Iterator[tuple[Pack, Tensor, int]]:
-        """Packs of the job, last hidden states [T, H], and how many common tokens stand before each pack."""
-        packs = tree.pack(sequences, self.budget)
-        trunk = self._trunk(sequences, trunk_limit) if len(packs) > 1 else []
-        past = trunk[0][0].shape[2] if trunk else 0
-        if past:
-            packs = tree.pack([sequence[past:] for sequence in sequences], self.budget)
+    def _trunk(self, ids: Ids, budget: int) -> KeyValues:
+        """Keys and values of a common beginning, read in pieces of at most ``budget`` tokens; [] if it is empty."""
+        trunk: KeyValues = []
+        for at in range(0, len(ids), budget):
+            (piece,) = tree.packs([ids[at : at + budget]], budget)
+            new = self._run(piece, trunk)[1]
+            if not trunk:
+                trunk = new
+                continue
+            trunk = [
+                (torch.cat([k, more_k], 2), torch.cat([v, more_v], 2))
+                for (k, v), (more_k, more_v) in zip(trunk, new, strict=True)
+            ]
+        return trunk
+
+    def _over(
+        self,
+        sequences: Sequence[Ids],
+        trunk_limit: int,
+        use: Callable[[Pack, Tensor, int], None],
+        progress: Progress | None = None,
+    ) -> None:
+        """Hand every pack of the job to ``use(pack, states, past)``: last hidden states [T, H] of tokens that stand
+        after ``past`` common ones. Where memory runs out, what is left is packed anew with half of the tokens.
+        """
+        if self.counting:
+            return self._count(sequences, trunk_limit)
+        done = 0
+
+        def read(left: list[int], budget: int) -> Iterator[list[int]]:
+            nonlocal done
+            for pack, states, past in self._read([sequences[i] for i in left], trunk_limit, budget):
+                places, pack.members = pack.members, [left[m] for m in pack.members]
+                use(pack, states, past)
+                done += len(places)
+                if progress is not None:
+                    progress(done, len(sequences))
+                yield places
+
+        self.budget = finish(len(sequences), read, self.budget, "reading {} tokens at once")
+
+    def _plan(self, sequences: Sequence[Ids], trunk_limit: int | None, budget: int) -> tuple[int, Iterator[Pack]]:
+        """How many tokens are read first, for all, and the packs of what follows them, made one at a time."""
+        past = self._common(sequences, trunk_limit)
+        packs = tree.packs([sequence[past:] for sequence in sequences] if past else sequences, budget)
+        first = list(islice(packs, 2))
+        if past and len(first) == 1 and past + len(first[0]) <= budget:  # one pack holds it all
+            past, first = 0, tree.pack(sequences, budget)
+        return past, chain(first, packs)
+
+    def _count(self, sequences: Sequence[Ids], trunk_limit: int | None = None) -> None:
+        past, packs = self._plan(sequences, trunk_limit, self.budget)
+        self.tokens_run += past + sum(map(len, packs))
+
+    def _read(self, sequences: Sequence[Ids], trunk_limit: int, budget: int) -> Iterator[tuple[Pack, Tensor, int]]:
+        """Packs of the job, one at a time, last hidden states [T, H], and how many common tokens stand before each."""
+        past, packs = self._plan(sequences, trunk_limit, budget)
+        trunk = self._trunk(sequences[0][:past], budget) if past else []
         for pack in packs:
             pack = pack.to(self.inner.device)
             if past:
                 yield pack, self._run(pack, trunk)[0], past
             else:
+                states = tree.hidden(self.model, pack)
                 self.tokens_run += len(pack)
-                yield pack, tree.hidden(self.model, pack), 0
+                yield pack, states, 0
 
     def _run(self, pack: Pack, trunk: KeyValues) -> tuple[Tensor, KeyValues]:
         """Last hidden states [T, H] of a pack that stands after a trunk, and the pack's own keys and values."""
@@ -241,12 +348,13 @@ class Engine:
         return states, [layer.new for layer in layers]
 
     def _body(self, ids: Tensor, positions: Tensor, mask: Tensor, layers: Sequence[DynamicLayer]) -> Tensor:
-        self.tokens_run += ids.numel()
         cache = Cache(layers=list(layers))
         inner = tree.body(self.model)
-        return inner(
+        states = inner(
             input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
         ).last_hidden_state
+        self.tokens_run += ids.numel()  # not what memory ran out for
+        return states
 
     def _logprobs(
         self, states: Tensor, places: Tensor, targets: Tensor, weight: Tensor, greedy: bool
@@ -284,43 +392,3 @@ class Engine:
                 raise ValueError(
                     f"Sequence {i} has {len(sequence)} tokens; the model reads at most {window}. Shorten it."
                 )
-
-
-@dataclass
-class _Job:
-    """One call of ``sample``: what its prompts ask for, who hears of it, and how many of its replies are over."""
-
-    each: Sequence[Settings]
-    ends: Sequence[Ends]
-    progress: Callable[[int, int], None] | None
-    on_text: Callable[[int, int, str], None] | None
-    total: int
-    done: int
-
-    def draw(self, rows: Sequence[Row], logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The next token of every row, drawn with its prompt's settings, and its log-probability."""
-        size = sum(noise_shape(logits.shape[-1]))
-        noise = torch.from_numpy(np.stack([row.noise(size) for row in rows])).to(logits.device)
-        ways = [self.each[row.request].drawing for row in rows]
-        if len(set(ways)) == 1:
-            return draw(logits, noise, *ways[0])
-        tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-        logprobs = torch.empty(len(rows), device=logits.device)
-        for way in dict.fromkeys(ways):
-            places = torch.tensor([i for i, other in enumerate(ways) if other == way], device=logits.device)
-            tokens[places], logprobs[places] = draw(logits[places], noise[places], *way)
-        return tokens, logprobs
-
-    def take(self, rows: Sequence[Row], tokens: Sequence[int], logprobs: Sequence[float]) -> list[bool]:
-        """Add the drawn tokens to their rows and tell of them; which rows go on."""
-        alive = []
-        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
-            ends = self.ends[row.request]
-            over = ends.take(row, token, logprob)
-            alive.append(not over)
-            if self.on_text is not None and (piece := ends.news(row, over)):
-                self.on_text(row.request, row.index, piece)
-        self.done += alive.count(False)
-        if self.progress is not None and not all(alive):
-            self.progress(self.done, self.total)
-        return alive

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,6 +23,7 @@ from transformers import AutoModelForSequenceClassification
 from truing.models import split, tree
 from truing.models.lm import LM
 from truing.models.load import find_model, load_tokenizer, model_file, quiet, whole_folder
+from truing.models.memory import finish
 from truing.models.tree import Pack
 from truing.text import Format, encode, pieces
 from truing.types import Dialogue
@@ -57,6 +59,8 @@ class ScalarModel(nn.Module):
         self.backbone, self.head, self.tokenizer = backbone, head.float(), tokenizer
         self.eoc_id, self.pad_id, self.format = eoc_id, pad_id, format
         self.reference_mean, self.frozen_layers, self.base = reference_mean, frozen_layers, base
+        self.most_tokens = sys.maxsize  # less once memory has run out
+        self.tokens_run, self.counting = 0, False  # by `read`; while counting nothing is read, and scalars are 0
         self.eval()
 
     @classmethod
@@ -102,12 +106,22 @@ class ScalarModel(nn.Module):
 
         A sequence's number depends neither on its neighbours nor on their order.
         """
-        out = np.empty(len(sequences), np.float32)
-        with torch.no_grad(), tree.evaluating(self):
-            for pack in tree.pack(sequences, budget):
+        out = np.zeros(len(sequences), np.float32)
+        if self.counting:
+            self.tokens_run += sum(map(len, tree.packs(sequences, budget)))
+            return out
+
+        def some(left: list[int], budget: int) -> Iterator[list[int]]:
+            for pack in tree.packs([sequences[i] for i in left], budget):
                 hidden = split.top_hidden(self.backbone, pack.to(self.device), None, self.frozen_layers)
                 last = torch.stack([path[-1] for path in pack.paths])
-                out[pack.members] = self.project(hidden[last.to(self.device)]).cpu().numpy()
+                out[[left[m] for m in pack.members]] = self.project(hidden[last.to(self.device)]).cpu().numpy()
+                self.tokens_run += len(pack)
+                yield pack.members
+
+        with torch.no_grad(), tree.evaluating(self):
+            fitted = finish(len(sequences), some, min(budget, self.most_tokens), "scoring {} tokens at once")
+        self.most_tokens = fitted if fitted < min(budget, self.most_tokens) else self.most_tokens
         return out
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:

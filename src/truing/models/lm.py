@@ -101,20 +101,23 @@ class LM:
                 return i, f"{size - isinstance(item, Dialogue)} tokens; the model reads at most {window}{room}"
         return None
 
-    def score(self, items: Sequence[str | tuple[str, str]]) -> list[Scored]:
+    def score(
+        self, items: Sequence[str | tuple[str, str]], *, progress: Callable[[int, int], None] | None = None
+    ) -> list[Scored]:
         """Log-probabilities in nats of texts, or of continuations given contexts, ``(context, continuation)``.
 
-        A text's first token counts only after a BOS. Raises ValueError on a text longer than the model reads.
+        A text's first token counts only after a BOS. ``progress`` is called with finished and all texts.
+        Raises ValueError on a text longer than the model reads.
         """
         sequences, starts, flags = [], [], []
         for item in items:
             context, continuation = ("", item) if isinstance(item, str) else item
             head, tail, boundary = split_context(context, continuation, self.tokenizer)
-            sequences.append(head + tail)
+            sequences.append(np.array(head + tail, dtype=np.int32))  # a list takes ten times the memory
             starts.append(max(1, len(head)))
             flags.append(boundary)
         full = [i for i, sequence in enumerate(sequences) if len(sequence) > starts[i]]
-        found = self.engine.score([sequences[i] for i in full], [starts[i] for i in full])
+        found = self.engine.score([sequences[i] for i in full], [starts[i] for i in full], progress=progress)
         out = [Scored(0.0, 0, flag) for flag in flags]
         for i, logprobs in zip(full, found, strict=True):
             out[i] = Scored(float(logprobs.sum(dtype=np.float64)), len(logprobs), flags[i])
@@ -189,7 +192,7 @@ class LM:
             else:
                 splits = [split_context(prompt, label, self.tokenizer) for label in labels]
                 head, parts = self.encode_prompt(prompt), [tail for _, tail, _ in splits]
-            heads.append(head)
+            heads.append(np.array(head, dtype=np.int32))
             tails.append(parts)
         for label, part in zip(labels, tails[0] if tails else [], strict=False):
             if not part:
@@ -197,7 +200,9 @@ class LM:
         if all(len(part) == 1 for parts in tails for part in parts):
             found = self.engine.next_logprobs(heads, [[part[0] for part in parts] for parts in tails])
             return np.array(found, dtype=np.float64).reshape(len(prompts), len(labels))
-        sequences = [head + part for head, parts in zip(heads, tails, strict=True) for part in parts]
+        sequences = [
+            np.append(head, np.int32(part)) for head, parts in zip(heads, tails, strict=True) for part in parts
+        ]
         starts = [len(head) for head in heads for _ in labels]
         sums = [logprobs.sum(dtype=np.float64) for logprobs in self.engine.score(sequences, starts)]
         return np.array(sums).reshape(len(prompts), len(labels))

@@ -55,8 +55,8 @@ class SlotLayer(DynamicLayer):
 class Slots:
     """Rows being decoded together, each with its own length, in a preallocated cache."""
 
-    def __init__(self, engine: Engine, size: int, places: int, trunk: KeyValues) -> None:
-        self.engine, self.size, self.places, self.trunk = engine, size, places, trunk
+    def __init__(self, engine: Engine, size: int, places: int, trunk: KeyValues, budget: int) -> None:
+        self.engine, self.size, self.places, self.trunk, self.budget = engine, size, places, trunk, budget
         self.layers: list[SlotLayer] = []
         self.lengths = torch.empty(0, dtype=torch.long, device=engine.inner.device)
         self.longest = 0
@@ -66,7 +66,7 @@ class Slots:
         """Append rows; each distinct prompt is read once. Returns the state after each prompt [rows, H]."""
         fresh = [p for p in dict.fromkeys(prompts) if p not in self.known]
         past = self.trunk[0][0].shape[2] if self.trunk else 0
-        for pack in tree.pack([p[past:] for p in fresh], self.engine.budget):
+        for pack in tree.packs([p[past:] for p in fresh], self.budget):
             states, read = self.engine._run(pack, self.trunk)
             for member, path in zip(pack.members, pack.paths, strict=True):
                 path = path.to(states.device)
@@ -113,8 +113,8 @@ class Slots:
 class Reread:
     """The same interface for models that cannot take trees: right-padded rows, read again at every step."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.size, self.rows = engine, engine.max_batch, list[list[int]]()
+    def __init__(self, engine: Engine, size: int) -> None:
+        self.engine, self.size, self.rows = engine, size, list[list[int]]()
         tree.explain_fallback(engine.config.model_type)
 
     def admit(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:

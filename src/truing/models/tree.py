@@ -84,28 +84,33 @@ class Pack:
 
 
 def pack(sequences: Sequence[Sequence[int]], budget: int = 2048) -> list[Pack]:
+    """All of ``packs`` at once."""
+    return list(packs(sequences, budget))
+
+
+def packs(sequences: Sequence[Sequence[int]], budget: int = 2048) -> Iterator[Pack]:
     """Pack token sequences into rows of at most ``budget`` tokens, common beginnings shared inside a row.
 
-    Duplicates and proper prefixes cost nothing. Rows are filled greedily over the sorted sequences; a new row repeats
-    the beginning it needs; a sequence longer than the budget has a row of its own (with its own prefixes).
-    Deterministic; every sequence is a member of exactly one pack. Raises ValueError on an empty sequence.
+    Each is made when it is asked for, so that a long job's packs never stand in memory together. Duplicates and proper
+    prefixes cost nothing. Rows are filled greedily over the sorted sequences; a new row repeats the beginning it
+    needs; a sequence longer than the budget has a row of its own (with its own prefixes). Deterministic; every
+    sequence is a member of exactly one pack. Raises ValueError on an empty sequence.
     """
     rows = [np.asarray(s, dtype=np.int64) for s in sequences]
     for i, row in enumerate(rows):
         if row.ndim != 1 or not len(row):
             raise ValueError(f"Sequence {i} has no tokens; every sequence needs at least one (a BOS token will do).")
-    lists = [row.tolist() for row in rows]
-    order = sorted(range(len(rows)), key=lists.__getitem__)
-    packs, builder = [], _Builder()
+    # these bytes sort as the ids would, in four bytes each
+    order = sorted(range(len(rows)), key=lambda i: rows[i].astype(">u4").tobytes())
+    builder = _Builder()
     for i in reversed(order):  # descending: a proper prefix follows a branch it lies on, wherever the budget cuts
         fresh = len(rows[i]) - builder.shared(rows[i])
         if builder.members and fresh and builder.size + fresh > budget:
-            packs.append(builder.finish())
+            yield builder.finish()
             builder = _Builder()
         builder.add(i, rows[i])
     if builder.members:
-        packs.append(builder.finish())
-    return packs
+        yield builder.finish()
 
 
 class _Builder:

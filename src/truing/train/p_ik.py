@@ -28,6 +28,7 @@ from truing.data.quiz import question_prompt, split_questions
 from truing.models.compute import autocast
 from truing.models.heads import PIK
 from truing.models.lm import LM
+from truing.models.memory import fitting
 from truing.models.tree import Pack
 from truing.runs import Run
 from truing.stats import Interval
@@ -117,6 +118,7 @@ class PIKTrainer:
         autocast: torch.dtype | None = None,
     ) -> None:
         self.config, self.model, self.num_train, self.autocast = config, model, num_train, autocast
+        self.budget = config.tokens_per_pack  # less once memory has run out
         self.sequences = [np.asarray(p, dtype=np.int64) for p in prompts]
         self.rates = torch.tensor(rates, dtype=torch.float32)
         model.requires_grad_(False)
@@ -146,7 +148,7 @@ class PIKTrainer:
 
     def packs(self, rows: Sequence[int]) -> list[Pack]:
         """Packs of some prompts, within the token budget."""
-        return pack_sequences(self.sequences, list(rows), self.config.tokens_per_pack)
+        return pack_sequences(self.sequences, list(rows), self.budget)
 
     @torch.no_grad()
     def begin_at_base_rate(self) -> None:
@@ -167,8 +169,13 @@ class PIKTrainer:
         batch = self.order(epoch)[place * c.batch_size : (place + 1) * c.batch_size].tolist()
         before = epoch * self.num_train + place * c.batch_size
         rate = set_lr(self.optimizer, before, c, c.epochs * self.num_train)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, tokens = self.backward(batch)
+
+        def backward(budget: int) -> tuple[float, int]:
+            self.budget = budget
+            self.optimizer.zero_grad(set_to_none=True)  # also what was left when memory ran out
+            return self.backward(batch)
+
+        loss, tokens = fitting(backward, self.budget, "training with {} tokens in a pack")[0]
         norm = clip([p for group in self.optimizer.param_groups for p in group["params"]], c.max_grad_norm)
         self.optimizer.step()
         seen = before + len(batch)

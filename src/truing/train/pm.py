@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,12 @@ from truing.data.files import write_rows
 from truing.models.compute import autocast
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
+from truing.models.memory import finish, fitting
 from truing.models.tree import Pack
 from truing.runs import Run
 from truing.stats import Interval, ece
 from truing.text import to_hh
+from truing.train.cost_of import pm_cost
 from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, set_lr, train
 from truing.train.pm_numbers import confidence, correctness, kinds_line, losses, preference_numbers, reliability_of
 from truing.train.pm_pairs import Kept, Pairs, Trunk, batches, chunks, pack_sequences, tokenize
@@ -70,7 +71,7 @@ def train_pm(
     notes: list[str] = []
     train_set, held_out = data_of(config, comparisons, eval_comparisons, notes)
     if config.dry_run:
-        return {"lines": [*notes, *_expected(config, train_set, held_out, lm)]}
+        return {"lines": [*notes, *pm_cost(PMTrainer, config, train_set, held_out, lm, REFERENCE_REPLIES)]}
     given = {"comparisons": comparisons, "eval_comparisons": eval_comparisons}
     hashes = {name: data_hash(rows) for name, rows in given.items() if rows is not None}
     files = [] if comparisons is not None else [*config.data]
@@ -111,6 +112,7 @@ class PMTrainer:
         kept: Kept | None = None,
     ) -> None:
         self.config, self.pm, self.autocast = config, pm, autocast
+        self.budget = config.tokens_per_pack  # less once memory has run out
         self.train_set, self.held_out = list(train_set), list(held_out)
         self.pairs = tokenize([*self.train_set, *self.held_out], lambda d: pm.pm_ids(d, config.max_length))
         check_lengths(config, pm, self.pairs)
@@ -156,8 +158,12 @@ class PMTrainer:
         batch = self.epoch_batches(epoch)[place]
         before = epoch * len(self.train_set) + place * c.batch_size
         rate = set_lr(self.optimizer, before, c, c.epochs * len(self.train_set))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, gaps, tokens = self.backward(batch)
+
+        def backward(budget: int) -> tuple[float, np.ndarray, int]:
+            self.optimizer.zero_grad(set_to_none=True)  # also what was left when memory ran out
+            return self.backward(batch, budget)
+
+        (loss, gaps, tokens), self.budget = fitting(backward, self.budget, "training with {} tokens in a pack")
         norm = clip([p for group in self.optimizer.param_groups for p in group["params"]], c.max_grad_norm)
         self.optimizer.step()
         return {
@@ -170,10 +176,10 @@ class PMTrainer:
             "epoch": (before + len(batch)) / len(self.train_set),
         }
 
-    def backward(self, batch: np.ndarray) -> tuple[float, np.ndarray, int]:
+    def backward(self, batch: np.ndarray, budget: int | None = None) -> tuple[float, np.ndarray, int]:
         """Add the gradient of the batch's mean loss, pack by pack; returns loss, score gaps and tokens computed."""
         loss, tokens, gaps = 0.0, 0, []
-        for chunk in chunks(self.pairs, batch, self.config.tokens_per_pack):
+        for chunk in chunks(self.pairs, batch, budget or self.budget):
             members = list(dict.fromkeys([*self.pairs.chosen[chunk], *self.pairs.rejected[chunk]]))
             (pack,) = pack_sequences(self.pairs.sequences, members)
             scores = self.scores(pack)
@@ -191,8 +197,16 @@ class PMTrainer:
     def score_all(self, sequences: Sequence[int]) -> dict[int, float]:
         """Raw scores of some of the sequences."""
         found: dict[int, float] = {}
-        for pack in pack_sequences(self.pairs.sequences, list(dict.fromkeys(sequences)), self.config.tokens_per_pack):
-            found.update(zip(pack.members, self.scores(pack).double().tolist(), strict=True))
+        wanted = list(dict.fromkeys(sequences))
+
+        def some(left: list[int], budget: int) -> Iterator[list[int]]:
+            members = [wanted[i] for i in left]
+            place = {member: i for i, member in enumerate(members)}
+            for pack in pack_sequences(self.pairs.sequences, members, budget):
+                found.update(zip(pack.members, self.scores(pack).double().tolist(), strict=True))
+                yield [place[member] for member in pack.members]
+
+        self.budget = finish(len(wanted), some, self.budget, "scoring {} tokens at once")
         return found
 
     def held_out_gaps(self) -> np.ndarray:
@@ -217,38 +231,6 @@ class PMTrainer:
         replies = np.unique(np.concatenate([self.pairs.chosen[n:], self.pairs.rejected[n:]]))
         spread = np.linspace(0, len(replies) - 1, min(len(replies), REFERENCE_REPLIES)).astype(int)
         return float(np.mean(list(self.score_all(replies[spread].tolist()).values())))
-
-
-def _expected(config: PMTrain, train_set: list[Comparison], held_out: list[Comparison], lm: LM | None) -> list[str]:
-    """What training would cost: tokens counted, time measured on one batch, memory reckoned."""
-    from truing.models.compute import choose
-
-    compute = choose(config.device, config.dtype, config.threads)
-    sample = train_set[: config.batch_size]
-    pm = start(config, compute.device, lm)
-    whole = tokenize([*train_set, *held_out], lambda d: pm.pm_ids(d, config.max_length))
-    check_lengths(config, pm, whole)
-    trainer = PMTrainer(config, pm, sample, autocast=compute.dtype)
-    began = time.perf_counter()
-    _, _, tokens = trainer.backward(np.arange(len(sample)))
-    seconds = time.perf_counter() - began
-    packs = pack_sequences(whole.sequences, range(len(whole.sequences)), config.tokens_per_pack)
-    read = sum(map(len, packs)) * len(train_set) // (len(train_set) + len(held_out))
-    every = sum(p.numel() for p in pm.parameters())
-    trained = sum(p.numel() for _, p in pm.trainable_parameters())
-    steps = math.ceil(len(train_set) / config.batch_size) * config.epochs
-    states = sum(map(len, packs)) * pm.backbone.config.hidden_size * 4 if config.frozen_layers else 0
-    memory = 4 * every + 12 * trained + states
-    dtype = str(compute.dtype).removeprefix("torch.")
-    minutes = seconds / tokens * read * config.epochs / 60
-    return [
-        f"{len(train_set):,} comparisons to train on, {len(held_out):,} held out; longest dialogue "
-        f"{max(map(len, whole.sequences)):,} tokens.",
-        f"{steps:,} steps over {read * config.epochs:,} tokens ({whole.tokens:,} if prompts were not shared).",
-        f"About {minutes:.1f} minutes on {compute.device} in {dtype}, measured on one batch.",
-        f"At least {memory / 2**30:.2f} GiB: {every:,} weights, {trained:,} of them trained, with gradients and moments"
-        + (f", and {states / 2**20:,.0f} MiB of frozen states." if states else "."),
-    ]
 
 
 # After

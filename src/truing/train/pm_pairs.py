@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from truing.models import split, tree
 from truing.models.heads import PreferenceModel
+from truing.models.memory import free_memory
 from truing.models.tree import Pack
 from truing.train.loop import rng
 from truing.types import Comparison, Dialogue
@@ -217,11 +216,3 @@ def score_above(
         for pack in pack_sequences(sequences, range(len(sequences)), budget):
             out[pack.members] = pm.project(trunk.last(pack)).double().cpu().numpy()
     return out - pm.reference_mean
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that are free, where the system says."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
-        return int(found[1]) * 1024 if found else None
-    return None

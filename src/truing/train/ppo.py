@@ -23,31 +23,36 @@ from torch import Tensor
 
 from truing.configs import PPOTrain
 from truing.data.prompts import PromptRow
+from truing.models.compute import Compute, choose
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM, show_prompt
+from truing.models.memory import fitting
 from truing.runs import Run
-from truing.stats import Interval
-from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, rng, set_lr, train
+from truing.train.cost import timed
+from truing.train.cost_of import ppo_cost
+from truing.train.loop import Stateful, Trainable, clip, rng, set_lr, train
 from truing.train.ppo_batch import Batch, Part, Reply, draw, mask_of, pack_replies
 from truing.train.ppo_eval import (
     Evaluation,
     describe,
     gaps,
+    judged,
     numbers,
     policy_accuracy,
     sample_rows,
+    stopped_numbers,
     warnings,
 )
-from truing.train.ppo_math import (
-    explained_variance,
-    gae,
-    kl_estimates,
-    net_of_length,
-    place_rewards,
-    whiten,
+from truing.train.ppo_math import explained_variance, gae, kl_estimates, net_of_length, place_rewards, whiten
+from truing.train.ppo_models import build_models, optimizer_of, weights_hash
+from truing.train.ppo_setup import (
+    check,
+    data_hash,
+    option_notes,
+    prompt_rows,
+    prompts_at,
+    usable,
 )
-from truing.train.ppo_models import build_models, weights_hash
-from truing.train.ppo_setup import check, data_hash, expected, prompt_rows, short_enough, stand_ins, tell_overlap
 from truing.types import Dialogue
 
 __all__ = [
@@ -55,6 +60,7 @@ __all__ = [
     "train_ppo", "whiten",
 ]  # fmt: skip
 
+Sums = dict[str, float]
 RewardFn = Callable[[list[Dialogue]], np.ndarray]
 RATIO_TOLERANCE = 1e-5
 CPU_PACK = 512
@@ -82,7 +88,9 @@ def train_ppo(
     check(config)
     rows = prompt_rows(prompts, config.prompts, held_out := prompt_rows(eval_prompts, config.eval_prompts))
     if config.dry_run:
-        return {"lines": expected(config, rows, held_out)}
+        compute = choose(config.device, config.dtype, config.threads)
+        ppo, loading = timed(lambda: _load(config, compute, rows, held_out, lm, pm, reward_fn, test_pms))
+        return {"lines": ppo_cost(config, ppo, compute, loading)}
     given = {"prompts": prompts, "eval_prompts": eval_prompts}
     hashes = {name: data_hash(items) for name, items in given.items() if items is not None}
     files = [] if prompts is not None else [*config.prompts]
@@ -91,14 +99,8 @@ def train_ppo(
     if run.done:
         return run
     compute = run.compute(config)
-    where: dict[str, Any] = {"device": compute.device, "dtype": torch.float32}  # bf16, if chosen, by autocast
-    lm = lm or LM.load(config.policy, **where)
-    if pm is None and reward_fn is None:
-        pm = PreferenceModel.load(config.pm, **where)
-    tests = {Path(name).name: PreferenceModel.load(name, **where) for name in config.test_pm} | (test_pms or {})
-    ppo = PPO(config, lm, rows, held_out, pm=pm, reward_fn=reward_fn, test_pms=tests)
-    show_prompt(lm, ppo.prompts[0].dialogue)
-    ppo.models.autocast = compute.dtype
+    ppo = _load(config, compute, rows, held_out, lm, pm, reward_fn, test_pms)
+    show_prompt(ppo.base, ppo.prompts[0].dialogue)
     ending = train(
         run,
         state=ppo.state,
@@ -109,15 +111,31 @@ def train_ppo(
         config=config,
     )
     if ending == "stopped":
-        last: dict[str, Any] = next((row for row in reversed(run.metrics()) if "kl" in row), {})
-        units = {"kl": "nats per reply", "entropy": "nats per token", "reply_tokens": "tokens", "eos_rate": "share"}
-        n = config.prompts_per_step * config.samples_per_prompt
-        found = {name: Interval(last.get(name), None, None, n, unit) for name, unit in units.items()}
-        step = last.get("step", 0)
-        run.stop(found, [f"Stopped at step {step} of {config.steps}; these are numbers of that step's batch."])
+        found, note = stopped_numbers(config, run.metrics())
+        run.stop(found, [note])
         return run
     ppo.finish(run)
     return run
+
+
+def _load(
+    config: PPOTrain,
+    compute: Compute,
+    rows: Sequence[PromptRow],
+    held_out: Sequence[PromptRow],
+    lm: LM | None,
+    pm: PreferenceModel | None,
+    reward_fn: RewardFn | None,
+    test_pms: dict[str, PreferenceModel] | None,
+) -> PPO:
+    where: dict[str, Any] = {"device": compute.device, "dtype": torch.float32}  # bf16, if chosen, by autocast
+    lm = lm or LM.load(config.policy, **where)
+    if pm is None and reward_fn is None:
+        pm = PreferenceModel.load(config.pm, **where)
+    tests = {Path(name).name: PreferenceModel.load(name, **where) for name in config.test_pm} | (test_pms or {})
+    ppo = PPO(config, lm, rows, held_out, pm=pm, reward_fn=reward_fn, test_pms=tests)
+    ppo.models.autocast = compute.dtype
+    return ppo
 
 
 class PPO:
@@ -139,19 +157,18 @@ class PPO:
         self.config, self.base, self.pm, self.reward_fn = config, lm, pm, reward_fn
         self.test_pms = test_pms or {}
         self.notes: list[str] = []
-        self.prompts = short_enough(prompts, lm, config.max_new_tokens, self.notes)
-        tell_overlap(self.prompts, eval_prompts, self.notes)
-        eval_prompts = eval_prompts or stand_ins(self.prompts, config, self.notes)
-        self.eval_prompts = short_enough(eval_prompts, lm, config.max_new_tokens, self.notes)
+        self.prompts, self.eval_prompts = usable(prompts, eval_prompts, lm, config, self.notes)
         self.models = build_models(lm, pm, config.frozen_layers)
         self.policy = lm.with_model(self.models.policy)
         self.reference_hash = weights_hash(self.models.reference)
-        self.optimizer = self._optimizer()
+        self.optimizer = optimizer_of(self.models, config)
         self.state: dict[str, Stateful] = {
             "policy": Trainable(self.models.policy),
             "value": Trainable(self.models.value),
             "optimizer": self.optimizer,
         }
+        on_cpu = self._device().type == "cpu"
+        self.budget = self.full_budget = min(config.tokens_per_pack, CPU_PACK) if on_cpu else config.tokens_per_pack
         self.seconds: dict[str, float] = {}
         self.checked = False
         self.before: Evaluation | None = None
@@ -188,15 +205,7 @@ class PPO:
 
     def prompts_of(self, step: int) -> list[PromptRow]:
         """The prompts of a step: passes over all of them, each in its own order, as a function of (seed, step)."""
-        count, n = self.config.prompts_per_step, len(self.prompts)
-        orders: dict[int, np.ndarray] = {}
-        out = []
-        for i in range(step * count, (step + 1) * count):
-            epoch, place = divmod(i, n)
-            if epoch not in orders:
-                orders[epoch] = rng(self.config.seed, 4, epoch).permutation(n)
-            out.append(self.prompts[orders[epoch][place]])
-        return out
+        return prompts_at(step, self.prompts, self.config)
 
     def samples_seen(self, steps: int) -> int:
         """Replies sampled in that many steps; the schedule counts these."""
@@ -212,23 +221,31 @@ class PPO:
         models, device = self.models, self._device()
         mask = mask_of(replies, device)
         paths = [models.pm.pm_ids(r.dialogue) for r in replies] if models.pm else None
-        budget = min(self.config.tokens_per_pack, CPU_PACK if device.type == "cpu" else self.config.tokens_per_pack)
-        groups = [
-            pack_replies(replies, rows.tolist(), mask.shape[1], pm_paths=paths, budget=budget, device=device)
-            for rows in np.array_split(np.arange(len(replies)), minibatches)
-        ]
-        parts = [part for group in groups for part in group]
-        with self._timed("trunk"):
-            models.run_trunk(parts)
-        with self._timed("measure"):
-            batch = models.measure(parts, mask, with_values=with_values)
-        with self._timed("score"):
-            if models.pm:
-                scores = models.pm_scores(parts, len(replies)).double().numpy() - models.pm.reference_mean
-            else:
-                scores = self._score([r.dialogue for r in replies])
-        batch.scores = torch.as_tensor(np.asarray(scores, dtype=np.float32)).to(device)
-        return groups, batch
+        split = np.array_split(np.arange(len(replies)), minibatches)
+
+        def repack(m: int, budget: int) -> list[Part]:
+            rows = split[m].tolist()
+            parts = pack_replies(replies, rows, mask.shape[1], pm_paths=paths, budget=budget, device=device)
+            with self._timed("trunk"):
+                models.run_trunk(parts)
+            return parts
+
+        def read(budget: int) -> tuple[list[list[Part]], Batch]:
+            groups = [repack(m, budget) for m in range(minibatches)]
+            parts = [part for group in groups for part in group]
+            with self._timed("measure"):
+                batch = models.measure(parts, mask, with_values=with_values)
+            with self._timed("score"):
+                if models.pm:
+                    scores = models.pm_scores(parts, len(replies)).double().numpy() - models.pm.reference_mean
+                else:
+                    scores = judged([r.dialogue for r in replies], self.pm, self.reward_fn)
+            batch.scores = torch.as_tensor(np.asarray(scores, dtype=np.float32)).to(device)
+            return groups, batch
+
+        self.repack = repack
+        found, self.budget = fitting(read, self.budget, "reading replies with {} tokens in a pack")
+        return found
 
     def paid(self, batch: Batch, replies: Sequence[Reply], step: int) -> tuple[Tensor, dict[str, float]]:
         """What replies earn: their scores [N], shuffled for a control, net of their length where that was asked for."""
@@ -249,7 +266,7 @@ class PPO:
         batch.advantages = whiten(advantages, batch.mask)
         return rewards
 
-    def update(self, groups: Sequence[Sequence[Part]], batch: Batch, step: int) -> dict[str, float]:
+    def update(self, groups: list[list[Part]], batch: Batch, step: int) -> dict[str, float]:
         """K passes over the minibatches, one optimiser step each; means over all of them."""
         c, visited = self.config, 0
         lr = set_lr(self.optimizer, self.samples_seen(step), c, self.samples_seen(c.steps))
@@ -260,15 +277,10 @@ class PPO:
             for epoch in range(c.ppo_epochs):
                 for m in rng(c.seed, step, 5, epoch).permutation(len(groups)):
                     tokens = sum(len(part.cells) for part in groups[m])
-                    self.optimizer.zero_grad(set_to_none=True)
-                    found = [
-                        self.models.backward(part, batch, tokens, clip=c.clip, value_coef=c.vf_coef)
-                        for part in groups[m]
-                        if len(part.cells)
-                    ]
+                    found, as_measured = self._backward(groups, m, batch, tokens)
                     deviation = max(f["max_ratio_deviation"] for f in found)
                     if not norms:
-                        first_deviation = self._check_ratio(deviation)
+                        first_deviation = self._check_ratio(deviation) if as_measured else deviation
                     widest = max(widest, deviation)
                     trained = (self.models.policy, self.models.value)
                     norms.append(
@@ -291,6 +303,20 @@ class PPO:
             "optimizer_steps": len(norms),
             "token_visits": visited,
         }
+
+    def _backward(self, groups: list[list[Part]], m: int, batch: Batch, tokens: int) -> tuple[list[Sums], bool]:
+        """Gradients of minibatch m, and whether it stands in the packs it was measured in: not once memory ran out."""
+        measured = groups[m]
+
+        def backward(budget: int) -> list[Sums]:
+            self.optimizer.zero_grad(set_to_none=True)  # also what was left when memory ran out
+            if budget < max(len(part.pack) for part in groups[m]) and budget < self.full_budget:
+                groups[m] = self.repack(m, budget)
+            c, parts = self.config, [part for part in groups[m] if len(part.cells)]
+            return [self.models.backward(part, batch, tokens, clip=c.clip, value_coef=c.vf_coef) for part in parts]
+
+        found, self.budget = fitting(backward, self.budget, "updating with {} tokens in a pack")
+        return found, groups[m] is measured
 
     # Evaluation and the end
 
@@ -316,13 +342,7 @@ class PPO:
         after = self.after or self._evaluation(self.policy)
         self.policy.save(run.path / "model")
         run.write_samples(sample_rows(before, after, [row.id for row in self.eval_prompts]))
-        notes = [*self.notes, *warnings(before, after)]
-        if self.config.random_reward:
-            notes.append("Control run: rewards were shuffled within each batch; what was gained is not due to them.")
-        if self.config.length_neutral:
-            notes.append("The line in reply length was taken out of every batch's scores (length_slope).")
-        if self.config.gamma < 1:
-            notes.append(f"gamma is {self.config.gamma}: with it the objective is not PM − λ·KL of whole replies.")
+        notes = [*self.notes, *warnings(before, after), *option_notes(self.config)]
         run.finish(numbers(before, after, self.config.seed), notes)
 
     def _evaluation(self, policy: LM) -> Evaluation:
@@ -357,19 +377,6 @@ class PPO:
                 seed=seed,
             )
 
-    def _score(self, dialogues: list[Dialogue]) -> np.ndarray:
-        """Scores of a judge that reads by itself: centred PM scores, or what the reward function says."""
-        if self.pm is not None:
-            return np.asarray(self.pm.score(dialogues), dtype=float)
-        assert self.reward_fn is not None
-        scores = np.asarray(self.reward_fn(dialogues), dtype=float)
-        if scores.shape != (len(dialogues),) or not np.isfinite(scores).all():
-            raise ValueError(
-                f"The reward function returned shape {scores.shape} for {len(dialogues)} dialogues, or numbers that "
-                "are not finite; expected one finite number per dialogue."
-            )
-        return scores
-
     def _check_ratio(self, deviation: float) -> float:
         """Before the first update old and new log-probs are of one model; else nothing that follows is right."""
         if not self.checked and not deviation <= RATIO_TOLERANCE:
@@ -379,13 +386,6 @@ class PPO:
             )
         self.checked = True
         return deviation
-
-    def _optimizer(self) -> torch.optim.AdamW:
-        c = self.config
-        value_rate = c.learning_rate if c.value_learning_rate is None else c.value_learning_rate
-        groups = param_groups(self.models.policy, learning_rate=c.learning_rate, weight_decay=c.weight_decay)
-        groups += param_groups(self.models.value, learning_rate=value_rate, weight_decay=c.weight_decay)
-        return make_optimizer(groups, c)
 
     def _device(self) -> torch.device:
         return next(self.models.policy.parameters()).device

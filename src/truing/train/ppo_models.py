@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from truing.configs import PPOTrain
 from truing.models import tree
 from truing.models.compute import autocast
 from truing.models.heads import PreferenceModel, ValueModel
 from truing.models.lm import LM
 from truing.models.split import num_layers, same_trunk, share_trunk, top_hidden, trunk_states
+from truing.train.loop import make_optimizer, param_groups
 from truing.train.ppo_batch import Batch, Part
 from truing.train.ppo_math import TokenFacts, policy_gradient, token_facts, value_loss
 
@@ -149,6 +151,14 @@ def build_models(lm: LM, pm: PreferenceModel | None, k: int) -> Models:
     for model in (models.policy, models.reference, models.value, *([pm] if pm else [])):
         model.eval()
     return models
+
+
+def optimizer_of(models: Models, config: PPOTrain) -> torch.optim.AdamW:
+    """AdamW over what policy and value function train, each at its own rate."""
+    value_rate = config.learning_rate if config.value_learning_rate is None else config.value_learning_rate
+    decay = config.weight_decay
+    groups = param_groups(models.policy, learning_rate=config.learning_rate, weight_decay=decay)
+    return make_optimizer(groups + param_groups(models.value, learning_rate=value_rate, weight_decay=decay), config)
 
 
 def same_ids(lm: LM, pm: PreferenceModel) -> bool:

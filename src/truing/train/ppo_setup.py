@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from truing.configs import PPOTrain
 from truing.data.comparisons import conversation_key
 from truing.data.prompts import PromptRow, load_prompt_rows
@@ -57,6 +59,19 @@ def prompt_rows(
     return load_prompt_rows(files, not_in=[row.dialogue for row in held_out]) if files else []
 
 
+def usable(
+    prompts: Sequence[PromptRow],
+    eval_prompts: Sequence[PromptRow],
+    lm: LM,
+    config: PPOTrain,
+    notes: list[str],
+) -> tuple[list[PromptRow], list[PromptRow]]:
+    """Prompts to train on and to evaluate on; ``notes`` is told what was left out and what they have in common."""
+    kept = short_enough(prompts, lm, config.max_new_tokens, notes)
+    tell_overlap(kept, eval_prompts, notes)
+    return kept, short_enough(eval_prompts or stand_ins(kept, config, notes), lm, config.max_new_tokens, notes)
+
+
 def short_enough(rows: Sequence[PromptRow], lm: LM, max_new_tokens: int, notes: list[str]) -> list[PromptRow]:
     """The prompts that leave room for a reply in the model's window; ``notes`` is told of those that do not.
 
@@ -93,18 +108,29 @@ def tell_overlap(prompts: Sequence[PromptRow], held_out: Sequence[PromptRow], no
         )
 
 
-def expected(config: PPOTrain, prompts: Sequence[PromptRow], held_out: Sequence[PromptRow]) -> list[str]:
-    """Lines for ``--dry-run``: how much there is to sample, read and update."""
-    replies = config.steps * config.prompts_per_step * config.samples_per_prompt
-    words = sum(len(t.text) for row in prompts for t in row.dialogue.turns) / 4 / max(1, len(prompts))
-    updates = config.steps * config.ppo_epochs * config.minibatches
-    return [
-        f"{len(prompts):,} prompts of about {words:.0f} tokens, {len(held_out):,} held out.",
-        f"{config.steps:,} steps: {replies:,} replies of at most {config.max_new_tokens} tokens "
-        f"({replies * config.max_new_tokens:,} in all), {updates:,} optimiser steps.",
-        f"Layers below {config.frozen_layers} are frozen and read once per reply; those above run "
-        f"{2 + config.ppo_epochs} times, forwards and backwards in {config.ppo_epochs} of them.",
-    ]
+def prompts_at(step: int, prompts: Sequence[PromptRow], config: PPOTrain) -> list[PromptRow]:
+    """The prompts of a step: passes over all of them, each in its own order, as a function of (seed, step)."""
+    count, n = config.prompts_per_step, len(prompts)
+    orders: dict[int, np.ndarray] = {}
+    out = []
+    for i in range(step * count, (step + 1) * count):
+        epoch, place = divmod(i, n)
+        if epoch not in orders:
+            orders[epoch] = rng(config.seed, 4, epoch).permutation(n)
+        out.append(prompts[orders[epoch][place]])
+    return out
+
+
+def option_notes(config: PPOTrain) -> list[str]:
+    """What a reader of the results must know of the options."""
+    notes = []
+    if config.random_reward:
+        notes.append("Control run: rewards were shuffled within each batch; what was gained is not due to them.")
+    if config.length_neutral:
+        notes.append("The line in reply length was taken out of every batch's scores (length_slope).")
+    if config.gamma < 1:
+        notes.append(f"gamma is {config.gamma}: with it the objective is not PM − λ·KL of whole replies.")
+    return notes
 
 
 def data_hash(prompts: Sequence[Dialogue | PromptRow]) -> str:

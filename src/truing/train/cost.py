@@ -1,0 +1,185 @@
+"""What a run will take, for ``--dry-run``: tokens counted over the whole job, time and memory measured on parts of it.
+
+The parts are done by the functions that the run itself calls. Python's start and the report's page, some seconds, are
+not in the time.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from truing.models.memory import peak_memory
+from truing.types import Sample
+
+T = TypeVar("T")
+SECONDS = 5.0
+"""A part is large enough when it takes this long."""
+COMMON = 0.25
+"""Share of a part's tokens that are a common beginning, above which it stands for no longer job."""
+CHUNKS = 32
+"""Chunks whose tokens are counted; of longer jobs, so many spread evenly."""
+REPLIES = 16
+"""Replies drawn to their end, to know how long they are."""
+SIMULATED = 20_000
+"""Replies whose turns in the batch are played through; more are scaled up."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens that are read, seconds, and bytes that come on top of what the measured parts took."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    more_bytes: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        most = max(self.more_bytes, other.more_bytes)  # one after the other: only one of them is in memory
+        return Cost(self.tokens + other.tokens, self.seconds + other.seconds, most)
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.tokens * times, self.seconds * times, self.more_bytes)
+
+    def lines(self, compute: Any = None) -> list[str]:
+        """For people; ``compute`` is the device, dtype and threads it was measured on, None where nothing is read."""
+        tokens = [] if compute is None else [f"About {round(self.tokens):,} tokens through the model."]
+        took = f"{self.seconds / 60:.1f} minutes" if self.seconds < 7200 else f"{self.seconds / 3600:.1f} hours"
+        took = f"{self.seconds:.0f} seconds" if self.seconds < 180 else took
+        where = "" if compute is None else f" on {compute}"
+        peak = peak_memory(getattr(compute, "device", "cpu"))
+        memory = [] if peak is None else [f"About {(peak + self.more_bytes) / 2**30:.2f} GiB of memory at most."]
+        return [*tokens, f"About {took}{where}, measured on a part of the work.", *memory]
+
+
+class Reader(Protocol):
+    """What reads tokens and counts them: an Engine or a ScalarModel; while ``counting`` it does nothing else."""
+
+    tokens_run: int
+    counting: bool
+
+
+def timed(work: Callable[[], T], reader: Any = None) -> tuple[T, Cost]:
+    """What some work gives, and what it takes: its time, and the tokens that ``reader`` reads in it."""
+    before, began = getattr(reader, "tokens_run", 0), time.perf_counter()
+    found = work()
+    return found, Cost(getattr(reader, "tokens_run", 0) - before, time.perf_counter() - began)
+
+
+def reading(reader: Reader, work: Callable[[int, int], object], count: int, size: int) -> Cost:
+    """Cost of a job of ``count`` items that are only read: ``work(start, stop)`` for every ``size`` of them.
+
+    Time goes by tokens. A part is taken so large that what its items begin with in common is, as in a whole chunk, not
+    most of it; a chunk at most.
+    """
+    starts = list(range(0, count, size))
+    some = [starts[i * len(starts) // CHUNKS] for i in range(CHUNKS)] if len(starts) > CHUNKS else starts
+    items = sum(min(start + size, count) - start for start in some)
+    tokens = sum(_tokens(reader, work, start, min(start + size, count)) for start in some) * count / items
+    n, most = min(count, 4), min(count, size)
+    _, part = timed(lambda: work(0, n), reader)  # whatever is slower the first time
+    while True:
+        each, before = part.seconds / max(1, part.tokens), _tokens(reader, work, *_middle(count, n))
+        while n < most:
+            n = min(most, 2 * n)
+            grown = _tokens(reader, work, *_middle(count, n))
+            common = max(0, 2 * before - grown) / max(1, grown)
+            before = grown
+            if grown * each > 8 * SECONDS or (grown * each > SECONDS and common < COMMON):
+                break
+        first, last = _middle(count, n)
+        _, part = timed(lambda first=first, last=last: work(first, last), reader)  # type: ignore[misc]
+        if n == most or part.seconds > SECONDS / 2:
+            return Cost(tokens, part.seconds / max(1, part.tokens) * tokens)
+
+
+def _middle(count: int, n: int) -> tuple[int, int]:
+    """First and last of n items in the middle of so many."""
+    return (count - n) // 2, (count - n) // 2 + n
+
+
+def _tokens(reader: Reader, work: Callable[[int, int], object], start: int, stop: int) -> int:
+    """Tokens that ``work`` would read."""
+    before, reader.counting = reader.tokens_run, True
+    try:
+        work(start, stop)
+    finally:
+        reader.counting = False
+    return reader.tokens_run - before
+
+
+Draw = Callable[[Sequence[int], int, int], list[list[Sample]]]
+
+
+def sampling(engine: Any, draw: Draw, count: int, n: int, max_tokens: int, size: int, longest: int) -> Cost:
+    """Cost of ``n`` replies to each of ``count`` prompts, ``size`` prompts at a time, the longest of so many tokens.
+
+    ``draw(places, n, most)`` draws n replies of at most ``most`` tokens to the prompts at these places. How long
+    replies are is seen on a few; what a step takes, on these few and on a whole batch; then the batch is played
+    through: rows that end leave it, waiting ones enter.
+    """
+    if max_tokens == 0:
+        return Cost()
+    rows = engine.rows_at_once(min(size, count) * n, longest + max_tokens)
+    few = spread(count, max(1, REPLIES // n))
+    each = min(n, max(1, REPLIES // len(few)))
+    draw(few[:1], 1, 2)  # whatever is slower the first time
+    _, first = timed(lambda: draw(few, each, 1), engine)
+    drawn, whole = timed(lambda: draw(few, each, max_tokens), engine)
+    lengths = [len(s.token_ids) for samples in drawn for s in samples]
+    played = _widths(lengths, len(lengths))
+    step, per_row, more = max(0.0, whole.seconds - first.seconds) / max(1, len(played) - 1), 0.0, 0.0
+    if rows > 2 * len(lengths) and max_tokens > 1:
+        many, short = spread(count, -(-rows // n)), min(6, max_tokens)
+        _, first = timed(lambda: draw(many, n, 1), engine)
+        _, longer = timed(lambda: draw(many, n, short), engine)
+        wide = max(0.0, longer.seconds - first.seconds) / (short - 1)
+        mean = sum(played[:-1]) / max(1, len(played) - 1)
+        per_row = max(0.0, wide - step) / max(1.0, rows - mean)
+        step = max(0.0, step - per_row * mean)
+        more = engine.row_bytes(max_tokens - short) * rows
+        few = many
+    pick, chunk, total = random.Random(0), min(count, size) * n, count * n
+    simulated, steps, widths = 0, 0, 0
+    while simulated < min(total, max(SIMULATED, chunk)):
+        part = min(chunk, total - simulated)
+        played = _widths([pick.choice(lengths) for _ in range(part)], rows)
+        simulated, steps, widths = simulated + part, steps + len(played), widths + sum(played)
+    scale = total / simulated
+    return first * (count / len(few)) + Cost(widths * scale, scale * (step * steps + per_row * widths), more)
+
+
+def replying(reader: Reader, work: Callable[[int, int], object], count: int, size: int) -> Cost:
+    """Cost of replies whose prompts and settings only ``work`` knows, ``size`` at a time.
+
+    A chunk takes a time for its steps and one for each reply: both follow from a small and a larger part.
+    """
+    few, more = min(count, REPLIES), min(count, size, 3 * REPLIES)
+    work(0, min(2, few))  # whatever is slower the first time
+    _, two = timed(lambda: work(*_middle(count, more)), reader)
+    fixed, each = 0.0, two.seconds / more
+    if more > few:
+        _, one = timed(lambda: work(*_middle(count, few)), reader)
+        each = min(each, max(0.0, two.seconds - one.seconds) / (more - few))
+        fixed = two.seconds - each * more
+    return Cost(two.tokens * count / more, fixed * -(-count // size) + each * count)
+
+
+def _widths(lengths: Sequence[int], size: int) -> list[int]:
+    """How many rows stand in the batch at each step, as `Engine` fills it."""
+    waiting, rows, out = list(reversed(lengths)), list[int](), list[int]()
+    while rows or waiting:
+        free = size - len(rows)
+        if waiting and free * 4 >= size:
+            rows += [waiting.pop() for _ in range(min(free, len(waiting)))]
+        out.append(len(rows))
+        rows = [left - 1 for left in rows if left > 1]
+    return out
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """So many places out of ``count``, evenly, each in the middle of its part."""
+    wanted = min(count, wanted)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
