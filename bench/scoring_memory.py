@@ -1,4 +1,4 @@
-"""How much memory scoring takes: many questions behind one long prompt, four letters each, in one call.
+"""How much memory scoring takes: many questions behind one long prompt, in one call.
 
 Prints the resident memory as the job goes on, and its peak against that of the loaded model: at most 2 GiB more.
 ``--layers`` takes a random model of smollm2's width with so many layers, which shows growth in less time.
@@ -46,6 +46,7 @@ def main() -> int:
     options.add_argument("--model", default="smollm2")
     options.add_argument("--layers", type=int, default=0)
     options.add_argument("--questions", type=int, default=10_000)
+    options.add_argument("--letters", type=int, default=1, help="scored after each question; tokenised with its prompt")
     options.add_argument("--trunk", type=int, default=2000)
     options.add_argument("--out", type=Path, default=ROOT / "results")
     given = options.parse_args()
@@ -68,7 +69,9 @@ def main() -> int:
             seen.append((done, resident()))
             print(f"{done:,} of {total:,}: {resident() / 2**20:,.0f} MiB", file=sys.stderr, flush=True)
 
-    found = lm.score([(prompt, label) for prompt in prompts for label in letters(4)], progress=progress)
+    found = lm.score(
+        [(prompt, label) for prompt in prompts for label in letters(26)[: given.letters]], progress=progress
+    )
     more = (peak_memory() or 0) - loaded
     result = {
         "bench": "scoring_memory",

@@ -14,8 +14,11 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from truing.models.draw import Settings, make_rows
 from truing.models.lm import LM
+from truing.models.tree import Ids
 
 NAME = "truing"
 """Under this name lm-eval knows the model: ``simple_evaluate(model="truing", model_args="pretrained=smollm2")``."""
@@ -27,9 +30,9 @@ Keep = Callable[[str, Sequence[Any], Work], Rows]
 
 
 class Scoring(NamedTuple):
-    """Token ids of context and continuation, and where the continuation begins (at least 1)."""
+    """Token ids int32 of context and continuation, and where the continuation begins (at least 1)."""
 
-    ids: list[int]
+    ids: np.ndarray
     start: int
 
 
@@ -120,18 +123,24 @@ class EngineLM:
             add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
-    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> Any:
+    def _encode_pair(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
+        """As lm-eval does it, in a tenth of the memory: it holds the ids of all requests of a job at once."""
+        head, tail = super()._encode_pair(context, continuation)  # type: ignore[misc]
+        return np.array(head, dtype=np.int32), np.array(tail, dtype=np.int32)
+
+    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, Ids, Ids]], **_: Any) -> Any:
         """(log-probability in nats, is every token the likeliest) of each (texts, context ids, continuation ids)."""
         return self._scored("loglikelihood", [(context, continuation) for _, context, continuation in requests])
 
-    def _scored(self, kind: str, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    def _scored(self, kind: str, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
         window, items = self.max_length, list[Scoring]()
         for context, continuation in pairs:
             if not 0 < len(continuation) <= window:
                 raise ValueError(
                     f"A continuation has {len(continuation)} tokens; {self.lm.name!r} can score 1 to {window} of them."
                 )
-            ids = [*context, *continuation][-(window + 1) :]  # the last token is predicted, not read
+            ids = np.concatenate([context, continuation]).astype(np.int32)
+            ids = ids[-(window + 1) :]  # the last token is predicted, not read
             items.append(Scoring(ids, len(ids) - len(continuation)))
 
         def work(some: Sequence[Scoring], place: int) -> Rows:
@@ -144,7 +153,7 @@ class EngineLM:
         """Log-probability in nats of each whole text, in windows that overlap in one token of context."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-        owners, pairs = list[int](), list[tuple[list[int], list[int]]]()
+        owners, pairs = list[int](), list[tuple[Ids, Ids]]()
         for i, request in enumerate(requests):
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
@@ -209,8 +218,9 @@ class EngineLM:
 
     def _in_order(self, kind: str, items: Sequence[Any], work: Work) -> Rows:
         """A row for each item, in the items' order; the work is done in sorted order and kept by the run."""
-        order = sorted(range(len(items)), key=items.__getitem__)
-        keys = [hashlib.blake2b(json.dumps(item).encode(), digest_size=8).hexdigest() for item in items]
+        order = sorted(range(len(items)), key=lambda i: _place(items[i]))
+        texts = (json.dumps(item, default=np.ndarray.tolist) for item in items)
+        keys = [hashlib.blake2b(text.encode(), digest_size=8).hexdigest() for text in texts]
 
         def keyed(places: Sequence[int], place: int) -> Rows:
             rows = work([items[i] for i in places], place)
@@ -224,6 +234,11 @@ class EngineLM:
                 )
             rows[i] = row
         return rows
+
+
+def _place(item: Any) -> Any:
+    """What requests are sorted by: their token ids first."""
+    return (item.ids.astype(">u4").tobytes(), item.start) if isinstance(item, Scoring) else item
 
 
 def what_is_missing(problem: ModuleNotFoundError) -> Exception:

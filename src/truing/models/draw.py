@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from truing.models.tree import gather_logprobs
+from truing.models.tree import Ids, gather_logprobs
 from truing.text import cut_at_stop
 from truing.types import Finish, Sample
 
@@ -228,7 +228,7 @@ def reply_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {index}".encode(), digest_size=6).digest(), "little")
 
 
-def make_rows(prompts: Sequence[Sequence[int]], n: int, seeds: int | Sequence[Sequence[int]]) -> list[Row]:
+def make_rows(prompts: Sequence[Ids], n: int, seeds: int | Sequence[Sequence[int]]) -> list[Row]:
     """One row per reply; with one seed for all, equal prompts count on, so that no two replies share a stream."""
     if not isinstance(seeds, int) and (len(seeds) != len(prompts) or any(len(s) != n for s in seeds)):
         raise ValueError(f"seeds must be one number, or {n} numbers for each of the {len(prompts)} prompts.")

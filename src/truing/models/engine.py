@@ -22,10 +22,9 @@ from truing.models import tree
 from truing.models.draw import Ends, Job, Row, Settings, check_settings, fill_holes, groups, make_rows
 from truing.models.memory import LEAST_TOKENS, finish, fitting, free_memory
 from truing.models.slots import KeyValues, Reread, Slots, TrunkLayer
-from truing.models.tree import Pack
+from truing.models.tree import Ids, Pack
 from truing.types import Sample
 
-Ids = Sequence[int] | np.ndarray
 Progress = Callable[[int, int], None]
 
 TRUNK = 32

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Ids = Sequence[int] | np.ndarray
 PAD_ROWS_TOKENS = 8192
 """Tokens, pads included, in one padded batch of the path for models that cannot take trees."""
 
@@ -83,12 +84,12 @@ class Pack:
         return torch.cat(places), torch.cat(wanted), [len(w) for w in wanted]
 
 
-def pack(sequences: Sequence[Sequence[int]], budget: int = 2048) -> list[Pack]:
+def pack(sequences: Sequence[Ids], budget: int = 2048) -> list[Pack]:
     """All of ``packs`` at once."""
     return list(packs(sequences, budget))
 
 
-def packs(sequences: Sequence[Sequence[int]], budget: int = 2048) -> Iterator[Pack]:
+def packs(sequences: Sequence[Ids], budget: int = 2048) -> Iterator[Pack]:
     """Pack token sequences into rows of at most ``budget`` tokens, common beginnings shared inside a row.
 
     Each is made when it is asked for, so that a long job's packs never stand in memory together. Duplicates and proper
