@@ -35,7 +35,8 @@ HEAD_ROWS = 256
 class Engine:
     """One model, ready to score and sample. ``tokens_run`` counts the tokens that were read by it.
 
-    ``budget``: tokens in one pack; ``max_batch``: rows decoded together; ``cache_bytes``: size of their cache.
+    ``budget``: tokens in one pack (0: what suits the device); ``max_batch``: rows decoded together; ``cache_bytes``:
+    size of their cache.
     Log-probabilities are in nats and float32, from a head computed in float32.
     """
 
@@ -45,15 +46,16 @@ class Engine:
         eos_ids: Iterable[int] | int = (),
         pad: int = 0,
         *,
-        budget: int = 2048,
+        budget: int = 0,
         max_batch: int = 256,
         cache_bytes: int = 1 << 30,
     ) -> None:
         self.model, self.pad = model, pad
         self.eos_ids = frozenset([eos_ids] if isinstance(eos_ids, int) else eos_ids)
-        self.budget, self.max_batch, self.cache_bytes = budget, max_batch, cache_bytes
         self.trees = tree.supports_trees(model)
         self.inner = tree.unwrap(model)
+        self.budget = tree.pack_budget(self.inner.device, budget)
+        self.max_batch, self.cache_bytes = max_batch, cache_bytes
         self.config = self.inner.config
         self.tokens_run = 0
 

@@ -97,14 +97,14 @@ class ScalarModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.float(), self.head.weight.float()).squeeze(-1)
 
-    def read(self, sequences: Sequence[Sequence[int]], *, budget: int = 2048) -> np.ndarray:
+    def read(self, sequences: Sequence[Sequence[int]], *, budget: int = 0) -> np.ndarray:
         """The scalar at the last token of every sequence, float32 [N]; beginnings in common are read once.
 
         A sequence's number depends neither on its neighbours nor on their order.
         """
         out = np.empty(len(sequences), np.float32)
         with torch.no_grad(), tree.evaluating(self):
-            for pack in tree.pack(sequences, budget):
+            for pack in tree.pack(sequences, tree.pack_budget(self.device, budget)):
                 hidden = split.top_hidden(self.backbone, pack.to(self.device), None, self.frozen_layers)
                 last = torch.stack([path[-1] for path in pack.paths])
                 out[pack.members] = self.project(hidden[last.to(self.device)]).cpu().numpy()
@@ -218,7 +218,7 @@ class PreferenceModel(ScalarModel):
         )
 
     def score(
-        self, dialogues: Sequence[Dialogue], *, centred: bool = True, max_length: int = 1024, budget: int = 2048
+        self, dialogues: Sequence[Dialogue], *, centred: bool = True, max_length: int = 1024, budget: int = 0
     ) -> np.ndarray:
         """Scores float32 [N] of the last replies; the stored reference mean is taken off unless ``centred=False``.
 
@@ -239,7 +239,7 @@ class PIK(ScalarModel):
 
     kind = "p_ik"
 
-    def probability(self, prompts: Sequence[Sequence[int]], *, budget: int = 2048) -> np.ndarray:
+    def probability(self, prompts: Sequence[Sequence[int]], *, budget: int = 0) -> np.ndarray:
         """σ of the scalar at the last token of every prompt's ids, float32 [N]."""
         return 1 / (1 + np.exp(-self.read(prompts, budget=budget).astype(np.float64))).astype(np.float32)
 

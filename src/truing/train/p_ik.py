@@ -28,7 +28,7 @@ from truing.data.quiz import question_prompt, split_questions
 from truing.models.compute import autocast
 from truing.models.heads import PIK
 from truing.models.lm import LM
-from truing.models.tree import Pack
+from truing.models.tree import Pack, pack_budget
 from truing.runs import Run
 from truing.stats import Interval
 from truing.train.loop import Stateful, Trainable, check_optim, clip, make_optimizer, param_groups, rng, set_lr, train
@@ -54,7 +54,7 @@ def p_ik_loss(logits: Tensor, rates: Tensor) -> Tensor:
 
 def check(config: PIKTrain) -> None:
     """Refuse options that mean nothing."""
-    least = {"samples": 1, "epochs": 1, "batch_size": 1, "max_new_tokens": 1, "tokens_per_pack": 1, "frozen_layers": 0}
+    least = {"samples": 1, "epochs": 1, "batch_size": 1, "max_new_tokens": 1, "tokens_per_pack": 0, "frozen_layers": 0}
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
@@ -125,9 +125,8 @@ class PIKTrainer:
         self.steps_per_epoch = math.ceil(num_train / config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         say = _say if config.frozen_layers else lambda _: None
-        self.trunk = Trunk(
-            model.backbone, config.frozen_layers, self.sequences, config.tokens_per_pack, self.precision, say
-        )
+        self.budget = pack_budget(model.device, config.tokens_per_pack)
+        self.trunk = Trunk(model.backbone, config.frozen_layers, self.sequences, self.budget, self.precision, say)
         self.begin_at_base_rate()
         head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
         self.optimizer = make_optimizer(
@@ -146,7 +145,7 @@ class PIKTrainer:
 
     def packs(self, rows: Sequence[int]) -> list[Pack]:
         """Packs of some prompts, within the token budget."""
-        return pack_sequences(self.sequences, list(rows), self.config.tokens_per_pack)
+        return pack_sequences(self.sequences, list(rows), self.budget)
 
     @torch.no_grad()
     def begin_at_base_rate(self) -> None:

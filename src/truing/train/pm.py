@@ -26,7 +26,7 @@ from truing.data.files import write_rows
 from truing.models.compute import autocast
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
-from truing.models.tree import Pack
+from truing.models.tree import Pack, pack_budget
 from truing.runs import Run
 from truing.stats import Interval, ece
 from truing.text import to_hh
@@ -117,8 +117,8 @@ class PMTrainer:
         self.steps_per_epoch = math.ceil(len(self.train_set) / config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         say = _say if config.frozen_layers else lambda _: None
-        k, budget = config.frozen_layers, config.tokens_per_pack
-        self.trunk = Trunk(pm.backbone, k, self.pairs.sequences, budget, self.precision, say, kept)
+        k, self.budget = config.frozen_layers, pack_budget(pm.device, config.tokens_per_pack)
+        self.trunk = Trunk(pm.backbone, k, self.pairs.sequences, self.budget, self.precision, say, kept)
         head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
         self.optimizer = make_optimizer(
             [
@@ -173,7 +173,7 @@ class PMTrainer:
     def backward(self, batch: np.ndarray) -> tuple[float, np.ndarray, int]:
         """Add the gradient of the batch's mean loss, pack by pack; returns loss, score gaps and tokens computed."""
         loss, tokens, gaps = 0.0, 0, []
-        for chunk in chunks(self.pairs, batch, self.config.tokens_per_pack):
+        for chunk in chunks(self.pairs, batch, self.budget):
             members = list(dict.fromkeys([*self.pairs.chosen[chunk], *self.pairs.rejected[chunk]]))
             (pack,) = pack_sequences(self.pairs.sequences, members)
             scores = self.scores(pack)
@@ -191,7 +191,7 @@ class PMTrainer:
     def score_all(self, sequences: Sequence[int]) -> dict[int, float]:
         """Raw scores of some of the sequences."""
         found: dict[int, float] = {}
-        for pack in pack_sequences(self.pairs.sequences, list(dict.fromkeys(sequences)), self.config.tokens_per_pack):
+        for pack in pack_sequences(self.pairs.sequences, list(dict.fromkeys(sequences)), self.budget):
             found.update(zip(pack.members, self.scores(pack).double().tolist(), strict=True))
         return found
 
@@ -232,7 +232,7 @@ def _expected(config: PMTrain, train_set: list[Comparison], held_out: list[Compa
     began = time.perf_counter()
     _, _, tokens = trainer.backward(np.arange(len(sample)))
     seconds = time.perf_counter() - began
-    packs = pack_sequences(whole.sequences, range(len(whole.sequences)), config.tokens_per_pack)
+    packs = pack_sequences(whole.sequences, range(len(whole.sequences)), trainer.budget)
     read = sum(map(len, packs)) * len(train_set) // (len(train_set) + len(held_out))
     every = sum(p.numel() for p in pm.parameters())
     trained = sum(p.numel() for _, p in pm.trainable_parameters())

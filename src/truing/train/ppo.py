@@ -25,6 +25,7 @@ from truing.configs import PPOTrain
 from truing.data.prompts import PromptRow
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM, show_prompt
+from truing.models.tree import pack_budget
 from truing.runs import Run
 from truing.stats import Interval
 from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, rng, set_lr, train
@@ -57,8 +58,6 @@ __all__ = [
 
 RewardFn = Callable[[list[Dialogue]], np.ndarray]
 RATIO_TOLERANCE = 1e-5
-CPU_PACK = 512
-"""Most tokens in a pack on a CPU, where attention pays for masked-out places; one prompt's replies fit."""
 
 
 def train_ppo(
@@ -212,7 +211,7 @@ class PPO:
         models, device = self.models, self._device()
         mask = mask_of(replies, device)
         paths = [models.pm.pm_ids(r.dialogue) for r in replies] if models.pm else None
-        budget = min(self.config.tokens_per_pack, CPU_PACK if device.type == "cpu" else self.config.tokens_per_pack)
+        budget = pack_budget(device, self.config.tokens_per_pack)
         groups = [
             pack_replies(replies, rows.tolist(), mask.shape[1], pm_paths=paths, budget=budget, device=device)
             for rows in np.array_split(np.arange(len(replies)), minibatches)
