@@ -90,8 +90,8 @@ class PMTrain(Common, Optim):
     """Pairs per optimiser step."""
     max_length: int = 1024
     """Tokens a dialogue may have; longer ones lose their beginning, never the reply."""
-    tokens_per_pack: int = 2048
-    """Token budget of one forward pass."""
+    tokens_per_pack: int = 0
+    """Token budget of one forward pass; 0: 512 on a CPU, 2048 elsewhere."""
     frozen_layers: int = 0
     """Lower layers that are kept frozen (their states are computed once per dialogue)."""
     head_learning_rate: float | None = None
@@ -166,8 +166,8 @@ class PPOTrain(Common, Optim):
     """Control: rewards are PM scores shuffled within each batch, so that they say nothing about the replies."""
     eval_every: int = 0
     """Steps between evaluations on --eval-prompts; 0: at start and end."""
-    tokens_per_pack: int = 2048
-    """Token budget of one forward pass."""
+    tokens_per_pack: int = 0
+    """Token budget of one forward pass; 0: 512 on a CPU, 2048 elsewhere."""
     learning_rate: Annotated[float, alias("lr")] = 1e-6
     """Peak learning rate of the policy."""
     resume_from_checkpoint: str | None = None
@@ -358,8 +358,8 @@ class PIKTrain(Common, Optim):
     """Tokens an answer may have."""
     frozen_layers: int = 0
     """Lower layers that are kept frozen."""
-    tokens_per_pack: int = 2048
-    """Token budget of one forward pass."""
+    tokens_per_pack: int = 0
+    """Token budget of one forward pass; 0: 512 on a CPU, 2048 elsewhere."""
     head_learning_rate: float | None = None
     """Learning rate of the scalar head; default: the same as the body."""
     format: Literal["raw", "chat"] = "raw"

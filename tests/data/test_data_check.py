@@ -76,6 +76,21 @@ def test_rows_that_cannot_be_understood_end_in_1(tmp_path: Path) -> None:
     assert result["more"]["problems"][0]["line"] == 2
 
 
+def test_a_line_that_is_no_json_is_one_more_malformed_row(tmp_path: Path) -> None:
+    path = Path(saved(tmp_path, [GOOD, GOOD, GOOD]))
+    first, _, third = path.read_text().splitlines()
+    path.write_text(f"{first}\n{{half a row\n[1]\n{third}\n")
+    report = check_file(path)
+    assert report.numbers == report.numbers | {"rows": 4, "malformed": 2, "duplicates": 1, "usable": 2}
+    assert [line for line, _ in report.problems] == [2, 3, 4] and report.exit_code == 1
+    assert len(load_comparisons(path, on_problem="drop")) == 2
+    with pytest.raises(DataError, match="line 2: not valid JSON"):
+        load_comparisons(path)
+    path.write_text("half a row\n" + path.read_text())
+    with pytest.raises(DataError, match="line 1: not valid JSON"):  # no JSONL at all
+        check_file(path)
+
+
 @pytest.mark.parametrize(
     ("rows", "kind", "numbers"),
     [
@@ -179,3 +194,11 @@ def test_convert_of_prompts_and_questions(tmp_path: Path) -> None:
         assert check_file(tmp_path / "b.csv").numbers["usable"] == 1
     with pytest.raises(DataError, match="no comparisons"):
         convert(DataConvert(file=saved(tmp_path, [{"text": "x"}]), target=str(tmp_path / "b.csv")))
+
+
+def test_convert_names_the_fields_that_it_leaves_behind(tmp_path: Path) -> None:
+    source, target = saved(tmp_path, [{**GOOD, "length": 3, "worker": "w"}]), str(tmp_path / "out.jsonl")
+    assert "Fields that the new rows do not have: length." in convert(DataConvert(file=source, target=target))["notes"]
+    prompts = saved(tmp_path, [{"prompt": "Hi", "task": "greet"}], "p.jsonl")
+    result = convert(DataConvert(file=prompts, target=str(tmp_path / "p2.jsonl")))
+    assert result["notes"] == ["Fields that the new rows do not have: task."]

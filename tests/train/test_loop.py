@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import hashlib
 import io
 import json
@@ -77,10 +78,10 @@ import os, signal, sys, torch; from pathlib import Path
 torch.set_num_threads(1); sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_loop
 if {where!r} == "checkpoint":
     save = torch.save
-    def torn(state, path):
-        if "checkpoint-12" in str(path) and "optimizer" in str(path):
-            open(path, "wb").write(b"half"); os.kill(os.getpid(), signal.SIGKILL)
-        save(state, path)
+    def torn(state, file):
+        if "checkpoint-12" in file.name and "optimizer" in file.name:
+            file.write(b"half"); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
+        save(state, file)
     torch.save = torn
 test_loop.toy(Path({str(tmp_path / "cut")!r}), kill_at=14 if {where!r} == "step" else 0)
 """
@@ -129,6 +130,17 @@ def test_interrupt_ends_the_step_saves_and_goes_up(tmp_path: Path, capsys: pytes
 def test_max_time_stops_cleanly_and_the_same_call_ends_it(tmp_path: Path) -> None:
     assert toy(tmp_path / "r", max_time=0.0)[0] == "stopped"
     assert toy(tmp_path / "r")[0] == "done"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file on a full disk (Linux)")
+def test_a_checkpoint_on_a_full_disk_says_so_and_keeps_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run, model = toy(tmp_path, num_steps=4)
+    monkeypatch.setattr(loop, "open", lambda name, mode: builtins.open("/dev/full", mode), raising=False)
+    with pytest.raises(OSError, match="The disk is full: .*checkpoint-8"):
+        loop.save_checkpoint(run, 8, {"model": Trainable(model)})
+    assert [p.name for p in loop.checkpoints(run)] == ["checkpoint-4"]
 
 
 def test_a_loss_that_is_not_finite_names_step_and_checkpoint(tmp_path: Path) -> None:

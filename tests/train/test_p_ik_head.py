@@ -82,7 +82,7 @@ def test_packed_gradient_equals_one_question_at_a_time_read_at_the_last_token() 
     answers, _ = planted(7)
     t = trainer(answers, tokens_per_pack=10**6)
     whole = gradients(t, list(range(7)))
-    t.config.tokens_per_pack = 50
+    t.budget = 50
     assert len(t.packs(range(7))) > 2
     parts = gradients(t, list(range(7)))
     t.optimizer.zero_grad(set_to_none=True)

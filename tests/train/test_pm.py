@@ -100,7 +100,7 @@ def test_packed_gradient_equals_one_pair_at_a_time_and_one_batch() -> None:
     batch = np.arange(12)
     assert len(chunks(t.pairs, batch, 10**6)) == 1 and len(chunks(t.pairs, batch, 60)) > 3
     whole = gradients(t, batch)
-    t.config.tokens_per_pack = 60
+    t.budget = 60
     parts = gradients(t, batch)
     t.optimizer.zero_grad(set_to_none=True)
     ids = [[torch.tensor(t.pm.pm_ids(d))[None] for d in (c.chosen_dialogue, c.rejected_dialogue)] for c in rows]

@@ -91,7 +91,12 @@ def check_file(name: str | Path, *, strict: bool = False) -> CheckReport:
     counts: Counter[str] = Counter()
     seen: dict[str, int] = {}
     tally = _Tally()
-    for line, row in read_rows(name):
+
+    def malformed(bad: DataError) -> None:
+        counts.update(rows=1, malformed=1)
+        report.problems.append((bad.line or 0, bad.problem))
+
+    for line, row in read_rows(name, malformed):
         if not kind:
             kind = _first_kind(name, line, row)
             report.format = f"{kind} ({_TEXT[format_of_row(row)]})" if kind == "comparisons" else kind
@@ -112,8 +117,8 @@ def check_file(name: str | Path, *, strict: bool = False) -> CheckReport:
     names: tuple[str, ...] = _COUNTS if kind == "comparisons" else ("empty", "duplicates", "usable")
     if kind in ("prompts", "dialogues", "messages"):
         names = ("bad_turns", "duplicates", "usable")
-    malformed = ["malformed"] if counts["malformed"] else []
-    report.numbers = {n: counts[n] for n in ["rows", *malformed, *names]}
+    names = ("malformed", *names) if counts["malformed"] else names
+    report.numbers = {n: counts[n] for n in ["rows", *names]}
     report.notes = tally.notes()
     return report
 

@@ -125,8 +125,13 @@ def read_comparisons(
     counts = Counter(rows=0, unequal_prompts=0, identical_pairs=0, malformed=0, cut_replies=0)
     problems: list[tuple[str, str]] = []
     names = [paths] if isinstance(paths, (str, Path)) else list(paths)
+
+    def drop(bad: DataError) -> None:
+        counts.update(rows=1, malformed=1)
+        problems.append((f"{bad.file}, line {bad.line}", bad.problem))
+
     for path in names:
-        for line, row in read_rows(path):
+        for line, row in read_rows(path, drop if on_problem == "drop" else None):
             counts["rows"] += 1
             try:
                 pair = read_pair(row, path, line)

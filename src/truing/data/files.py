@@ -16,7 +16,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,18 +42,19 @@ class DataError(ValueError):
         super().__init__(f"{where}: {self.problem}")
 
 
-def read_rows(name: str | Path) -> Iterator[Row]:
+def read_rows(name: str | Path, on_bad: Callable[[DataError], None] | None = None) -> Iterator[Row]:
     """Rows of a file or hub data set as (line, fields); the line counts from 1 (rows in Parquet and JSON lists).
 
     A byte-order mark, Windows line ends and blank lines are fine. Raises DataError (with the line) on what is not a
-    row, FileNotFoundError (with near names) if there is no such file.
+    row, FileNotFoundError (with near names) if there is no such file. ``on_bad`` is told of later lines of JSONL that
+    are no rows, in place of raising; a file whose first line is none is no JSONL at all.
     """
     if is_hub_name(name):
         yield from _hub_rows(str(name))
         return
     path = find_file(name)
     count = 0
-    for count, row in enumerate(_file_rows(path), 1):  # noqa: B007
+    for count, row in enumerate(_file_rows(path, on_bad), 1):  # noqa: B007
         yield row
     if not count:
         raise DataError(name, "the file has no rows. It may be the wrong file, or what wrote it failed.")
@@ -92,7 +93,7 @@ def _suffix(path: Path) -> str:
     return next((s for s in SUFFIXES if name.endswith(s)), "")
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
+def _file_rows(path: Path, on_bad: Callable[[DataError], None] | None) -> Iterator[Row]:
     with open(path, "rb") as raw:
         start = raw.read(4)
         raw.seek(0)
@@ -109,7 +110,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
             raise DataError(path, f"this is a {kind} archive; unpack it first, or use gzip.")
         file = gzip.GzipFile(fileobj=raw) if start[:2] == b"\x1f\x8b" else raw
         lines = _lines(path, file)  # type: ignore[arg-type]
-        yield from _csv_rows(path, lines) if _suffix(path) == ".csv" else _json_rows(path, lines)
+        yield from _csv_rows(path, lines) if _suffix(path) == ".csv" else _json_rows(path, lines, on_bad)
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
@@ -127,7 +128,9 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
         raise DataError(path, problem, line=number) from None
 
 
-def _json_rows(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+def _json_rows(
+    path: Path, lines: Iterator[tuple[int, str]], on_bad: Callable[[DataError], None] | None
+) -> Iterator[Row]:
     first = True
     for number, line in lines:
         if not line.strip():
@@ -136,8 +139,15 @@ def _json_rows(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
             rest = line + "".join(text for _, text in lines)
             yield from _array_rows(path, rest, number)
             return
+        try:
+            row = _object(path, line, number)
+        except DataError as bad:
+            if first or on_bad is None:
+                raise
+            on_bad(bad)
+            continue
         first = False
-        yield number, _object(path, line, number)
+        yield number, row
 
 
 def _is_object(line: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from truing.data.comparisons import Target, comparison_to_row, read_comparisons
 from truing.data.files import DataError, is_hub_name, read_rows, write_rows
 from truing.data.prompts import load_prompt_rows
 from truing.data.questions import load_questions, question_to_row
+from truing.types import Comparison
 
 _SHOWN = 20
 
@@ -46,12 +48,22 @@ def convert(config: DataConvert) -> dict[str, Any]:
     if config.dry_run:
         return {"lines": [f"Would write {kind} of {config.file} to {target} as {config.to}."]}
     read, written, notes = writers[kind](config, target)
+    if unknown := _unknown_fields(config.file, kind, target):
+        notes.append(f"Fields that the new rows do not have: {', '.join(unknown)}.")
     unit = {"low": None, "high": None, "n": read, "unit": "rows"}
     numbers = {"rows_read": {"value": read, **unit}, "rows_written": {"value": written, **unit}}
     return {"numbers": numbers, "notes": notes, "lines": [f"{kind}: {config.file} → {target}"]}
 
 
 Done = tuple[int, int, list[str]]
+
+
+def _unknown_fields(file: str, kind: str, target: Path) -> list[str]:
+    """Fields of the rows read that are none of ours and none of the rows written, in order."""
+    found = dict.fromkeys(name for _, row in read_rows(file, lambda bad: None) for name in row)
+    known = {"prompt", *(f.name for f in fields(Comparison))} if kind == "comparisons" else {"choices", "answers"}
+    written = {name for _, row in read_rows(target) for name in row}
+    return [name for name in found if name not in written | known]
 
 
 def _comparisons(config: DataConvert, target: Path) -> Done:

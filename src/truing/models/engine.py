@@ -40,7 +40,8 @@ class Engine:
 
     While ``counting``, tokens are counted and not read: log-probabilities are 0 and replies empty.
 
-    ``budget``: tokens in one pack; ``max_batch``: rows decoded together; ``cache_bytes``: most that their cache takes.
+    ``budget``: tokens in one pack (0: what suits the device); ``max_batch``: rows decoded together; ``cache_bytes``:
+    most that their cache takes.
     Where memory runs out, budget or batch are halved, which is said on stderr, and what is left is done with less.
     Token ids are lists or integer arrays (int32 arrays take a tenth of a list's memory). Memory does not grow with the
     job but for ids and results. Log-probabilities are in nats and float32, from a head computed in float32.
@@ -52,15 +53,16 @@ class Engine:
         eos_ids: Iterable[int] | int = (),
         pad: int = 0,
         *,
-        budget: int = 2048,
+        budget: int = 0,
         max_batch: int = 256,
         cache_bytes: int = 1 << 30,
     ) -> None:
         self.model, self.pad = model, pad
         self.eos_ids = frozenset([eos_ids] if isinstance(eos_ids, int) else eos_ids)
-        self.budget, self.max_batch, self.cache_bytes = budget, max_batch, cache_bytes
         self.trees = tree.supports_trees(model)
         self.inner = tree.unwrap(model)
+        self.budget = tree.pack_budget(self.inner.device, budget)
+        self.max_batch, self.cache_bytes = max_batch, cache_bytes
         self.config = self.inner.config
         self.tokens_run, self.counting = 0, False
 

@@ -101,12 +101,13 @@ class ScalarModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.float(), self.head.weight.float()).squeeze(-1)
 
-    def read(self, sequences: Sequence[Sequence[int]], *, budget: int = 2048) -> np.ndarray:
+    def read(self, sequences: Sequence[Sequence[int]], *, budget: int = 0) -> np.ndarray:
         """The scalar at the last token of every sequence, float32 [N]; beginnings in common are read once.
 
         A sequence's number depends neither on its neighbours nor on their order.
         """
         out = np.zeros(len(sequences), np.float32)
+        budget = tree.pack_budget(self.device, budget)
         if self.counting:
             self.tokens_run += sum(map(len, tree.packs(sequences, budget)))
             return out
@@ -232,7 +233,7 @@ class PreferenceModel(ScalarModel):
         )
 
     def score(
-        self, dialogues: Sequence[Dialogue], *, centred: bool = True, max_length: int = 1024, budget: int = 2048
+        self, dialogues: Sequence[Dialogue], *, centred: bool = True, max_length: int = 1024, budget: int = 0
     ) -> np.ndarray:
         """Scores float32 [N] of the last replies; the stored reference mean is taken off unless ``centred=False``.
 
@@ -253,7 +254,7 @@ class PIK(ScalarModel):
 
     kind = "p_ik"
 
-    def probability(self, prompts: Sequence[Sequence[int]], *, budget: int = 2048) -> np.ndarray:
+    def probability(self, prompts: Sequence[Sequence[int]], *, budget: int = 0) -> np.ndarray:
         """σ of the scalar at the last token of every prompt's ids, float32 [N]."""
         return 1 / (1 + np.exp(-self.read(prompts, budget=budget).astype(np.float64))).astype(np.float32)
 

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Ids = Sequence[int] | np.ndarray
+CPU_PACK, PACK = 512, 2048
+"""Tokens in a pack, by device. On a CPU attention computes the places that the mask hides, so shorter packs pay."""
 PAD_ROWS_TOKENS = 8192
 """Tokens, pads included, in one padded batch of the path for models that cannot take trees."""
 
@@ -112,6 +114,11 @@ def packs(sequences: Sequence[Ids], budget: int = 2048) -> Iterator[Pack]:
         builder.add(i, rows[i])
     if builder.members:
         yield builder.finish()
+
+
+def pack_budget(device: torch.device | str, wanted: int = 0) -> int:
+    """Tokens in a pack: what is wanted, or if that is 0 what suits the device."""
+    return wanted or (CPU_PACK if torch.device(device).type == "cpu" else PACK)
 
 
 class _Builder:

@@ -12,6 +12,7 @@ from truing.configs import PIKTrain, PMTrain, PPOTrain
 from truing.models.compute import choose
 from truing.models.heads import PIK
 from truing.models.lm import LM
+from truing.models.tree import pack_budget
 from truing.train.cost import SECONDS, Cost, spread, timed
 from truing.train.p_ik import START_ROWS, PIKTrainer
 from truing.train.pm_pairs import Pairs, batches, pack_sequences, tokenize
@@ -39,7 +40,7 @@ def pm_cost(
     pm, loading = timed(lambda: start(config, compute.device, lm))
     whole = tokenize([*train_set, *held_out], lambda d: pm.pm_ids(d, config.max_length))
     check_lengths(config, pm, whole)
-    n, budget = len(train_set), config.tokens_per_pack
+    n, budget = len(train_set), pack_budget(compute.device, config.tokens_per_pack)
     middle = max(0, (n - 2 * config.batch_size) // 2)  # a block, so that pairs of one prompt stand together
     few = train_set[middle : middle + 2 * config.batch_size]
     trainer, freezing = timed(lambda: trainer_of(config, pm, few, few[:1], autocast=compute.dtype))
@@ -48,7 +49,7 @@ def pm_cost(
     _, scoring = timed(lambda: trainer.score_all(rows))
     part = _tokens(trainer.pairs, rows, budget)
     forward, backward = scoring.seconds / part, stepping.seconds / metrics["tokens"]
-    trained_on = config.epochs * _trained_on(whole, n, config)
+    trained_on = config.epochs * _trained_on(whole, n, config, budget)
     replies = np.unique([whole.chosen[n:], whole.rejected[n:]]) if held_out else np.empty(0, int)
     # read before, after each pass, and for the reference mean
     looks = (1 + config.epochs + min(reference, len(replies)) / max(1, len(replies))) * _tokens(whole, replies, budget)
@@ -69,12 +70,12 @@ def pm_cost(
     ]
 
 
-def _trained_on(pairs: Pairs, n: int, config: PMTrain) -> int:
+def _trained_on(pairs: Pairs, n: int, config: PMTrain, budget: int) -> int:
     """Tokens of the first pass over the first n pairs, batch by batch."""
     groups = [kept for group in pairs.groups if len(kept := group[group < n])]
     trained = Pairs(pairs.sequences, pairs.chosen[:n], pairs.rejected[:n], groups)
     return sum(
-        _tokens(pairs, np.unique([pairs.chosen[batch], pairs.rejected[batch]]), config.tokens_per_pack)
+        _tokens(pairs, np.unique([pairs.chosen[batch], pairs.rejected[batch]]), budget)
         for batch in batches(trained, config.batch_size, config.seed, 0)
     )
 

@@ -146,7 +146,8 @@ def save_checkpoint(run: Run, step: int, state: Mapping[str, Stateful], seconds:
     path = run.path / f"checkpoint-{step}"
     with atomic_folder(path) as folder:
         for name, thing in state.items():
-            torch.save(thing.state_dict(), folder / f"{name}.pt")
+            with open(folder / f"{name}.pt", "wb") as file:  # given a name, torch's writer hides that a disk is full
+                torch.save(thing.state_dict(), file)
         (folder / "progress.json").write_text(json.dumps({"step": step, "seconds": seconds, "state": sorted(state)}))
     for old in checkpoints(run)[: -(keep or KEPT_CHECKPOINTS)]:
         shutil.rmtree(old)

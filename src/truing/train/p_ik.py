@@ -29,7 +29,7 @@ from truing.models.compute import autocast
 from truing.models.heads import PIK
 from truing.models.lm import LM
 from truing.models.memory import fitting
-from truing.models.tree import Pack
+from truing.models.tree import Pack, pack_budget
 from truing.runs import Run
 from truing.stats import Interval
 from truing.train.loop import Stateful, Trainable, check_optim, clip, make_optimizer, param_groups, rng, set_lr, train
@@ -55,7 +55,7 @@ def p_ik_loss(logits: Tensor, rates: Tensor) -> Tensor:
 
 def check(config: PIKTrain) -> None:
     """Refuse options that mean nothing."""
-    least = {"samples": 1, "epochs": 1, "batch_size": 1, "max_new_tokens": 1, "tokens_per_pack": 1, "frozen_layers": 0}
+    least = {"samples": 1, "epochs": 1, "batch_size": 1, "max_new_tokens": 1, "tokens_per_pack": 0, "frozen_layers": 0}
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
@@ -118,7 +118,7 @@ class PIKTrainer:
         autocast: torch.dtype | None = None,
     ) -> None:
         self.config, self.model, self.num_train, self.autocast = config, model, num_train, autocast
-        self.budget = config.tokens_per_pack  # less once memory has run out
+        self.budget = pack_budget(model.device, config.tokens_per_pack)  # less once memory has run out
         self.sequences = [np.asarray(p, dtype=np.int64) for p in prompts]
         self.rates = torch.tensor(rates, dtype=torch.float32)
         model.requires_grad_(False)
@@ -127,9 +127,7 @@ class PIKTrainer:
         self.steps_per_epoch = math.ceil(num_train / config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         say = _say if config.frozen_layers else lambda _: None
-        self.trunk = Trunk(
-            model.backbone, config.frozen_layers, self.sequences, config.tokens_per_pack, self.precision, say
-        )
+        self.trunk = Trunk(model.backbone, config.frozen_layers, self.sequences, self.budget, self.precision, say)
         self.begin_at_base_rate()
         head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
         self.optimizer = make_optimizer(

@@ -26,7 +26,7 @@ from truing.models.compute import autocast
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.models.memory import finish, fitting
-from truing.models.tree import Pack
+from truing.models.tree import Pack, pack_budget
 from truing.runs import Run
 from truing.stats import Interval, ece
 from truing.text import to_hh
@@ -112,15 +112,15 @@ class PMTrainer:
         kept: Kept | None = None,
     ) -> None:
         self.config, self.pm, self.autocast = config, pm, autocast
-        self.budget = config.tokens_per_pack  # less once memory has run out
+        self.budget = pack_budget(pm.device, config.tokens_per_pack)  # less once memory has run out
         self.train_set, self.held_out = list(train_set), list(held_out)
         self.pairs = tokenize([*self.train_set, *self.held_out], lambda d: pm.pm_ids(d, config.max_length))
         check_lengths(config, pm, self.pairs)
         self.steps_per_epoch = math.ceil(len(self.train_set) / config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         say = _say if config.frozen_layers else lambda _: None
-        k, budget = config.frozen_layers, config.tokens_per_pack
-        self.trunk = Trunk(pm.backbone, k, self.pairs.sequences, budget, self.precision, say, kept)
+        k = config.frozen_layers
+        self.trunk = Trunk(pm.backbone, k, self.pairs.sequences, self.budget, self.precision, say, kept)
         head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
         self.optimizer = make_optimizer(
             [

@@ -20,7 +20,7 @@ from truing.types import Comparison
 
 def check(config: PMTrain) -> None:
     """Refuse options that mean nothing."""
-    least = {"epochs": 1, "batch_size": 1, "max_length": 2, "tokens_per_pack": 1, "frozen_layers": 0}
+    least = {"epochs": 1, "batch_size": 1, "max_length": 2, "tokens_per_pack": 0, "frozen_layers": 0}
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")

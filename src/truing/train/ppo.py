@@ -27,6 +27,7 @@ from truing.models.compute import Compute, choose
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM, show_prompt
 from truing.models.memory import fitting
+from truing.models.tree import pack_budget
 from truing.runs import Run
 from truing.train.cost import timed
 from truing.train.cost_of import ppo_cost
@@ -63,8 +64,6 @@ __all__ = [
 Sums = dict[str, float]
 RewardFn = Callable[[list[Dialogue]], np.ndarray]
 RATIO_TOLERANCE = 1e-5
-CPU_PACK = 512
-"""Most tokens in a pack on a CPU, where attention pays for masked-out places; one prompt's replies fit."""
 
 
 def train_ppo(
@@ -167,8 +166,7 @@ class PPO:
             "value": Trainable(self.models.value),
             "optimizer": self.optimizer,
         }
-        on_cpu = self._device().type == "cpu"
-        self.budget = self.full_budget = min(config.tokens_per_pack, CPU_PACK) if on_cpu else config.tokens_per_pack
+        self.budget = self.full_budget = pack_budget(self._device(), config.tokens_per_pack)
         self.seconds: dict[str, float] = {}
         self.checked = False
         self.before: Evaluation | None = None

@@ -106,7 +106,7 @@ def pack_replies(
     width: int,
     *,
     pm_paths: Sequence[Sequence[int]] | None = None,
-    budget: int = 2048,
+    budget: int,
     device: torch.device | str = "cpu",
 ) -> list[Part]:
     """Pack the replies numbered ``rows`` (and their preference-model paths, if given) into trees.

@@ -30,6 +30,7 @@ def check(config: PPOTrain) -> None:
         )
     least = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 1, "ppo_epochs": 1, "minibatches": 1}
     least |= {"max_new_tokens": 1, "kl_coef": 0, "clip": 0, "gamma": 0, "gae_lambda": 0, "vf_coef": 0}
+    least["tokens_per_pack"] = 0
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
