@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, MambaConfig, MistralConfig
 
 from truing.models import draw as drawing
-from truing.models import tree
-from truing.models.draw import Ends, Row, Settings, distribution, draw, fill_holes
+from truing.models import split, tree
+from truing.models.draw import Ends, Row, Settings, Trace, distribution, draw, fill_holes
 from truing.models.engine import Engine
 
 V, EOS, WINDOW = 60, 3, 160
@@ -160,6 +160,38 @@ def test_sampled_logprobs_equal_rescored_ones_and_text_does_not_depend_on_the_ba
     assert [[s.text for s in row] for row in other] == [[s.text for s in row] for row in together[:-1]]
 
 
+@pytest.mark.parametrize("kind", ["llama", "neox"])
+@pytest.mark.parametrize("trunk", [0, 40])
+def test_a_trace_holds_the_lower_layers_states_of_all_that_was_read(kind, trunk):
+    """Planted: a row's states after rows have changed places; eos taken for a word; the common beginning left out."""
+    model, many = make(kind), prompts(5, trunk=trunk)
+    settings = {"n": 3, "max_tokens": 14, "seeds": 9, "decode": as_text, "stops_after": ["17 "]}
+    engine = Engine(model, [EOS], max_batch=5, budget=64)
+    plain, trace = engine.sample(many, **settings), Trace(1, (7, 8))
+    traced = engine.sample(many, **settings, trace=trace)
+    assert [[s.token_ids for s in row] for row in traced] == [[s.token_ids for s in row] for row in plain]
+    assert sorted(trace.found) == [(i, j) for i in range(len(many)) for j in range(3)]
+    ended = set()
+    for (i, j), (ids, states) in trace.found.items():
+        drawn = list(plain[i][j].token_ids)
+        ended.add(drawn[-1] if drawn[-1] in (EOS, 17) else None)
+        assert ids == [*many[i], *(drawn[:-1] if drawn[-1] == EOS else drawn), 7, 8]
+        (alone,) = tree.pack([ids])
+        torch.testing.assert_close(states, split.trunk_states(model, alone, 1), atol=1e-5, rtol=1e-5)
+    assert ended == {EOS, 17, None}
+
+
+def test_a_trace_ends_at_the_window_and_stays_empty_without_trees():
+    model, prompt = make("llama"), [1 + i % 50 for i in range(WINDOW - 3)]
+    trace = Trace(1, (7,))
+    ((sample,),) = Engine(model).sample([prompt], max_tokens=9, trace=trace)
+    ids, states = trace.found[0, 0]
+    assert ids == [*prompt, *sample.token_ids[:-1]] and len(states) == len(ids) == WINDOW - 1
+    trace = Trace(1, (7,))
+    Engine(make("sliding")).sample([prompt[:5]], max_tokens=3, trace=trace)
+    assert not trace.found
+
+
 @kinds
 def test_greedy_equals_transformers_generate(kind):
     model = make(kind)
@@ -230,8 +262,8 @@ def test_a_stop_string_is_found_however_it_falls_into_tokens(joined, monkeypatch
     assert len(SPLITS) == 128
     engine, script = Engine(make("llama")), iter([0])
     monkeypatch.setattr(drawing, "draw", lambda logits, *args: (torch.tensor([next(script)]), torch.zeros(1)))
-    for number, split in enumerate(SPLITS):
-        pieces = ["".join(part) for part in split]
+    for number, cut in enumerate(SPLITS):
+        pieces = ["".join(part) for part in cut]
         if joined == "before":
             pieces[0] = "Hi\n" + pieces[0]
         elif joined == "after":

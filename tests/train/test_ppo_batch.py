@@ -180,6 +180,36 @@ def test_measured_numbers_equal_one_reply_at_a_time(frozen: int, vocab: int, mon
         torch.testing.assert_close(batch.values[i, :n], values, atol=1e-4, rtol=1e-4)
 
 
+def test_the_trunk_reads_no_reply_again_that_sampling_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: states of another reply; a text that is tokenised otherwise taken for what was drawn."""
+    lm = toy_lm()
+    ppo = toy(toy_pm(lm, frozen=1), lm, frozen_layers=1, tokens_per_pack=40)
+    replies = ppo._sample(ppo.policy, ppo.prompts_of(0), 5)
+    assert all(r.read for r in replies)
+    pm = ppo.models.pm
+    assert pm is not None
+    said = [r.prompt_ids + (r.ids[:-1] if r.ids[-1] in lm.engine.eos_ids else r.ids) + [pm.eoc_id] for r in replies]
+    as_drawn = {r.dialogue: ids for r, ids in zip(replies, said, strict=True)}  # the toy's bytes are rarely text
+    replies[1] = dataclasses.replace(replies[1], dialogue=replies[1].dialogue.prompt.reply("Something else"))
+    usual = pm.pm_ids
+    monkeypatch.setattr(pm, "pm_ids", lambda dialogue: as_drawn.get(dialogue) or usual(dialogue))
+    path = pm.pm_ids(replies[1].dialogue)
+    assert path != said[1]
+    read: list[int] = []
+    whole = ppo_models.trunk_states
+    monkeypatch.setattr(
+        ppo_models, "trunk_states", lambda model, pack, k: read.append(len(pack)) or whole(model, pack, k)
+    )
+    _, batch = ppo.look(replies)
+    alone = tree.pack([replies[1].prompt_ids + replies[1].ids, path], 40)
+    assert sum(read) == sum(map(len, alone))
+    read.clear()
+    _, plain = ppo.look([dataclasses.replace(r, read=None) for r in replies])
+    assert sum(read) > 2 * sum(map(len, alone))
+    for name in ("scores", "lp_old", "lp_ref", "kl", "entropy", "values"):
+        torch.testing.assert_close(getattr(batch, name), getattr(plain, name), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_chunked_gradients_equal_plain_autograd(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: division by each chunk's own tokens; the head's part of the gradient lost; value_coef forgotten; k3 of

@@ -96,6 +96,10 @@ class Row:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: Finish = "length"
+    rest: list[int] = field(default_factory=list)
+    """What is read after the last drawn token, for a trace."""
+    lower: list[Tensor] = field(default_factory=list)
+    """Its states for a trace: [tokens, H] each."""
     stream: np.random.Generator | None = None
 
     @property
@@ -106,6 +110,7 @@ class Row:
     def anew(self) -> Row:
         """Itself, to be drawn again from the start: the same tokens, and what was told is not told twice."""
         self.ids, self.logprobs, self.stream = [], [], None
+        self.rest, self.lower = [], []
         return self
 
     def noise(self, size: int) -> np.ndarray:
@@ -177,6 +182,35 @@ class Ends:
 
 
 @dataclass
+class Trace:
+    """Asks `Engine.sample` for the states after the lower ``layers`` layers of all that it reads.
+
+    After a reply, its eos left out, the tokens ``then`` are read too. ``found[prompt, reply]`` holds the ids read
+    (prompt, reply and ``then``, as far as they were) and their states [T, H]; nothing of models that cannot take trees.
+    """
+
+    layers: int
+    then: tuple[int, ...] = ()
+    window: int | None = None
+    """The longest sequence that the model reads, set by the engine."""
+    found: dict[tuple[int, int], tuple[list[int], Tensor]] = field(default_factory=dict)
+
+    def rest(self, row: Row, eos_ids: frozenset[int]) -> list[int]:
+        """What is still to be read when a reply is over."""
+        last = [] if row.ids[-1] in eos_ids else row.ids[-1:]
+        fits = self.window is None or len(row.prompt) + len(row.ids) + len(self.then) <= self.window
+        return [*last, *self.then] if self.then and fits else []
+
+    def keep(self, row: Row, eos_ids: frozenset[int]) -> None:
+        """Take what was read of a finished row."""
+        if row.lower:
+            states = torch.cat(row.lower)
+            said = row.ids[:-1] if row.ids[-1] in eos_ids else row.ids
+            self.found[row.request, row.index] = [*row.prompt, *said, *self.then][: len(states)], states
+            row.lower = []
+
+
+@dataclass
 class Job:
     """One call of ``sample``: what its prompts ask for, who hears of it, and how many of its replies are over."""
 
@@ -186,6 +220,7 @@ class Job:
     on_text: Callable[[int, int, str], None] | None
     total: int
     done: int
+    trace: Trace | None = None
 
     def draw(self, rows: Sequence[Row], logits: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of every row, drawn with its prompt's settings, and its log-probability."""

@@ -9,7 +9,8 @@ depends on its prompt, its seed and the settings, not on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -19,9 +20,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from truing.models import tree
-from truing.models.draw import Ends, Job, Row, Settings, check_settings, fill_holes, groups, make_rows
+from truing.models.decode import decode
+from truing.models.draw import Ends, Job, Row, Settings, Trace, check_settings, groups, make_rows
 from truing.models.memory import LEAST_TOKENS, finish, fitting, free_memory
 from truing.models.slots import KeyValues, Reread, Slots, TrunkLayer
+from truing.models.split import Watch
 from truing.models.tree import Ids, Pack
 from truing.types import Sample
 
@@ -150,6 +153,7 @@ class Engine:
         seeds: int | Sequence[Sequence[int]] = 0,
         progress: Callable[[int, int], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
+        trace: Trace | None = None,
     ) -> list[list[Sample]]:
         """``n`` replies to each prompt. ``each`` gives every prompt settings of its own, in place of the call's.
 
@@ -162,7 +166,8 @@ class Engine:
         ``seeds``: one per reply, or one number for the call, from which every reply gets its own (`Sample.seed`;
         the first reply to a prompt keeps the number itself, equal prompts count on). A reply asked for again with
         its prompt and ``[[Sample.seed]]`` is drawn the same. ``progress`` is called with finished and all replies,
-        ``on_text`` with prompt, reply and new text as it comes (the pieces of a reply make its text).
+        ``on_text`` with prompt, reply and new text as it comes (the pieces of a reply make its text). ``trace`` is
+        filled with what the lower layers computed, for those who train on the replies.
         Raises ValueError on settings out of range and on prompts that are empty or fill the model's window.
         """
         if each is None:
@@ -176,12 +181,17 @@ class Engine:
             self._count([*{row.prompt: None for row in rows if row.limit}])
             for row in rows:
                 row.limit = 0
-        job = Job(each, ends, progress, on_text, len(rows), sum(row.limit == 0 for row in rows))
+        trace = trace if self.trees else None
+        if trace:
+            trace.window = self._window()
+        job = Job(each, ends, progress, on_text, len(rows), sum(row.limit == 0 for row in rows), trace)
         with self._session() as weight:
             for group in groups([row for row in rows if row.limit]):
                 self._decode_all(group, job, weight)
         out: list[list[Sample]] = [[] for _ in prompts]
         for row in sorted(rows, key=lambda r: (r.request, r.index)):
+            if trace:
+                trace.keep(row, self.eos_ids)
             out[row.request].append(ends[row.request].sample(row))
         return out
 
@@ -207,36 +217,21 @@ class Engine:
 
     def _decode_all(self, group: Sequence[Row], job: Job, weight: Tensor) -> None:
         """Draw all replies of one group; what does not fit into memory is drawn anew, the same, in half the batch."""
-        wanted = self.rows_at_once(len(group), max(len(row.prompt) + row.limit for row in group))
+        head = partial(tree.logits, self.model, weight=weight)
+        more = 1 + len(job.trace.then) if job.trace else 0
+        wanted = self.rows_at_once(len(group), max(len(row.prompt) + row.limit for row in group) + more)
 
-        def decode(size: int) -> None:
+        def attempt(size: int) -> None:
             left = [row.anew() for row in group if not row.over]
             budget = self.budget if size == wanted else max(LEAST_TOKENS, self.budget * size // wanted)
-            self._decode(left, self._slots(left, size, budget) if self.trees else Reread(self, size), job, weight)
+            if not self.trees:
+                return decode(left, Reread(self, size), job, head)
+            with Watch(self.model, job.trace.layers) if job.trace else nullcontext() as watch:
+                decode(left, self._slots(left, size, budget, more, watch), job, head)
 
-        _, size = fitting(decode, wanted, "sampling {} replies side by side", least=1)
+        _, size = fitting(attempt, wanted, "sampling {} replies side by side", least=1)
         if size < wanted:
             self.max_batch = size
-
-    def _decode(self, waiting: list[Row], batch: Slots | Reread, job: Job, weight: Tensor) -> None:
-        """Draw the replies of some rows; they enter the batch in order and leave it when they end."""
-        rows: list[Row] = []
-        logits = torch.empty(0)
-        while rows or waiting:
-            free = batch.size - len(rows)
-            if waiting and (free * 4 >= batch.size):
-                new, waiting = waiting[:free], waiting[free:]
-                entered = tree.logits(self.model, batch.admit([row.prompt for row in new]), weight)
-                logits, rows = torch.cat([logits, entered]) if rows else entered, rows + new
-            tokens, logprobs = job.draw(rows, logits)
-            alive = job.take(rows, tokens.tolist(), logprobs.tolist())
-            if not all(alive):
-                order = fill_holes(alive)
-                batch.keep(order)
-                rows = [rows[i] for i in order]
-                tokens = tokens[torch.tensor(order, dtype=torch.long, device=tokens.device)]
-            if rows:
-                logits = tree.logits(self.model, batch.step(tokens), weight)
 
     def rows_at_once(self, rows: int, longest: int) -> int:
         """How many of so many replies are decoded together, the longest with its prompt of so many tokens."""
@@ -254,10 +249,10 @@ class Engine:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * config.num_hidden_layers * heads * width * longest * self.inner.dtype.itemsize
 
-    def _slots(self, rows: Sequence[Row], size: int, budget: int) -> Slots:
+    def _slots(self, rows: Sequence[Row], size: int, budget: int, more: int, watch: Watch | None) -> Slots:
         prompts = [row.prompt for row in rows]
         trunk = self._trunk(prompts[0][: self._common(prompts)], budget)
-        return Slots(self, size, max(len(row.prompt) + row.limit for row in rows), trunk, budget)
+        return Slots(self, size, max(len(row.prompt) + row.limit for row in rows) + more, trunk, budget, watch)
 
     def _common(self, sequences: Sequence[Ids], limit: int | None = None) -> int:
         """Tokens common to the beginnings of all sequences; 0 if they are too few to be worth keeping."""

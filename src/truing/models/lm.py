@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from truing.models import tree
-from truing.models.draw import Settings, check_settings, make_rows
+from truing.models.draw import Settings, Trace, check_settings, make_rows
 from truing.models.engine import Engine
 from truing.models.load import load_model, quiet, whole_folder
 from truing.text import HUMAN, Format, encode, format_of, pieces, split_context
@@ -138,14 +138,15 @@ class LM:
         seed: int | Sequence[Sequence[int]] = 0,
         progress: Callable[[int, int], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
+        trace: Trace | None = None,
     ) -> list[list[Sample]]:
         """``n`` replies to every dialogue, or continuations of every text.
 
         A reply to a dialogue also stops where the model writes the human's next turn; the space that HH text has
         before a reply is not part of ``Sample.text``. Text is cut before the first of ``stop`` and after the first of
         ``stop_after`` (vLLM calls that include_stop_str_in_output). ``each`` gives every prompt settings of its own;
-        it, ``seed``, ``progress`` and ``on_text`` as in `Engine.sample`. Raises ValueError if a dialogue does not
-        wait for a reply.
+        it, ``seed``, ``progress``, ``on_text`` and ``trace`` as in `Engine.sample`. Raises ValueError if a dialogue
+        does not wait for a reply.
         """
         for i, prompt in enumerate(prompts):
             if isinstance(prompt, Dialogue) and not prompt.is_prompt:
@@ -169,6 +170,7 @@ class LM:
             seeds=seed,
             progress=progress,
             on_text=_unspaced(on_text) if on_text and spaced else on_text,
+            trace=trace,
         )
         if not spaced:
             return drawn

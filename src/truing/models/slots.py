@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from truing.models import tree
+from truing.models.split import Watch
 
 if TYPE_CHECKING:
     from truing.models.engine import Engine
@@ -55,8 +56,20 @@ class SlotLayer(DynamicLayer):
 class Slots:
     """Rows being decoded together, each with its own length, in a preallocated cache."""
 
-    def __init__(self, engine: Engine, size: int, places: int, trunk: KeyValues, budget: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        size: int,
+        places: int,
+        trunk: KeyValues,
+        budget: int,
+        watch: Watch | None = None,
+    ) -> None:
         self.engine, self.size, self.places, self.trunk, self.budget = engine, size, places, trunk, budget
+        self.watch = watch
+        self.lower: dict[tuple[int, ...], Tensor] = {}
+        """Under watch: the lower layers' states [T, H] of the prompts admitted last."""
+        self.above = watch.take()[0] if watch and trunk else None
         self.layers: list[SlotLayer] = []
         self.lengths = torch.empty(0, dtype=torch.long, device=engine.inner.device)
         self.longest = 0
@@ -68,9 +81,13 @@ class Slots:
         past = self.trunk[0][0].shape[2] if self.trunk else 0
         for pack in tree.packs([p[past:] for p in fresh], self.budget):
             states, read = self.engine._run(pack, self.trunk)
+            lower = self.watch.take()[0] if self.watch else None
             for member, path in zip(pack.members, pack.paths, strict=True):
                 path = path.to(states.device)
                 self.known[fresh[member]] = states[path[-1]], [(k[:, :, path], v[:, :, path]) for k, v in read]
+                if lower is not None:
+                    whole = [lower[path]] if self.above is None else [self.above, lower[path]]
+                    self.lower[fresh[member]] = torch.cat(whole)
         for prompt in dict.fromkeys(prompts):
             first = len(self.lengths)
             copies = prompts.count(prompt)
@@ -78,6 +95,7 @@ class Slots:
             self.lengths = torch.cat([self.lengths, self.lengths.new_full((copies,), len(prompt))])
         out = torch.stack([self.known[prompt][0] for prompt in prompts])
         self.known = {prompts[-1]: self.known[prompts[-1]]}  # more replies to it may wait; to the others none
+        self.lower = {prompt: states for prompt, states in self.lower.items() if prompt in prompts}
         return out
 
     def _write(self, first: int, last: int, past: int, read: KeyValues) -> None:
@@ -109,6 +127,12 @@ class Slots:
         self.lengths = self.lengths + 1
         return out[:, 0]
 
+    def below(self, prompts: Sequence[tuple[int, ...]] = ()) -> Sequence[Tensor]:
+        """Under watch: the lower layers' states [tokens, H] of prompts just admitted, else of each row's last token."""
+        if self.watch is None:
+            return ()
+        return [self.lower[prompt] for prompt in prompts] if prompts else list(self.watch.take())
+
 
 class Reread:
     """The same interface for models that cannot take trees: right-padded rows, read again at every step."""
@@ -131,6 +155,10 @@ class Reread:
         for row, token in zip(self.rows, tokens.tolist(), strict=True):
             row.append(token)
         return self._last(self.rows)
+
+    def below(self, prompts: Sequence[tuple[int, ...]] = ()) -> Sequence[Tensor]:
+        """Nothing: padded rows are not watched."""
+        return ()
 
     def _last(self, rows: list[list[int]]) -> Tensor:
         device, pad = self.engine.inner.device, self.engine.pad

@@ -24,6 +24,7 @@ __all__ = [
     "top_hidden",
     "top_parameters",
     "trunk_states",
+    "Watch",
 ]
 
 _NORM = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm"}  # "norm" elsewhere
@@ -85,6 +86,30 @@ def share_trunk(model: Any, k: int) -> Any:
     for _, parameter in top_parameters(new, k):
         parameter.requires_grad_(True)
     return new
+
+
+class Watch:
+    """Collects, while it is open, what enters layer ``k`` of a model: the states after its lower k layers."""
+
+    def __init__(self, model: Any, k: int) -> None:
+        _check(model, k)
+        self.layer = getattr(body(model), _names(model)[0])[k]
+        self.seen: list[Tensor] = []
+
+    def __enter__(self) -> Watch:
+        self.hook = self.layer.register_forward_pre_hook(self._see, with_kwargs=True)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.hook.remove()
+
+    def _see(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.seen.append(args[0] if args else kwargs["hidden_states"])
+
+    def take(self) -> Tensor:
+        """States [rows, tokens, H] since the last call."""
+        seen, self.seen = self.seen, []
+        return torch.cat(seen, 1)
 
 
 def top_parameters(model: Any, k: int) -> list[tuple[str, nn.Parameter]]:

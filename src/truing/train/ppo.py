@@ -373,6 +373,7 @@ class PPO:
                 max_tokens=c.max_new_tokens,
                 stop_after=c.stop_after,
                 seed=seed,
+                trace=self.models.trace(),
             )
 
     def _check_ratio(self, deviation: float) -> float:

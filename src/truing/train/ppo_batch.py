@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from truing.models.draw import Trace
 from truing.models.lm import LM
 from truing.models.tree import Pack, pack
 from truing.text import HUMAN
@@ -32,6 +33,12 @@ class Reply:
     sampler_logprobs: list[float]
     dialogue: Dialogue
     finish: Finish
+    read: tuple[list[int], Tensor] | None = field(default=None, compare=False, repr=False)
+    """What sampling has read of it, and the frozen trunk's states [T, H] of these ids (`draw.Trace`)."""
+
+    def covers(self, ids: Sequence[int], needed: int) -> bool:
+        """Whether the first ``needed`` of some ids are what sampling has read."""
+        return self.read is not None and len(self.read[0]) >= needed and self.read[0][:needed] == list(ids[:needed])
 
     @property
     def kind(self) -> str:
@@ -66,19 +73,32 @@ def kept(
 
 
 def draw(
-    lm: LM, prompts: Sequence[Dialogue], *, n: int, max_tokens: int, stop_after: Sequence[str] = (), seed: int
+    lm: LM,
+    prompts: Sequence[Dialogue],
+    *,
+    n: int,
+    max_tokens: int,
+    stop_after: Sequence[str] = (),
+    seed: int,
+    trace: Trace | None = None,
 ) -> list[Reply]:
-    """``n`` replies to each prompt, by plain sampling at temperature 1, in the order of the prompts."""
+    """``n`` replies to each prompt, by plain sampling at temperature 1, in the order of the prompts.
+
+    With a ``trace`` they keep what the frozen trunk computed of them.
+    """
     eos, stops = list(lm.engine.eos_ids), [HUMAN, *stop_after]
     replies = []
-    drawn = lm.sample(prompts, n=n, max_tokens=max_tokens, temperature=1.0, stop_after=stop_after, seed=seed)
+    drawn = lm.sample(
+        prompts, n=n, max_tokens=max_tokens, temperature=1.0, stop_after=stop_after, seed=seed, trace=trace
+    )
+    read = trace.found if trace else {}
     for i, (prompt, samples) in enumerate(zip(prompts, drawn, strict=True)):
         prompt_ids = list(lm.encode_prompt(prompt))
-        for sample in samples:
+        for j, sample in enumerate(samples):
             n_kept, finish = kept(sample.token_ids, eos, stops, lm.tokenizer.decode)
             finish = "stop" if sample.finish == "stop" else finish
             ids, logprobs = list(sample.token_ids[:n_kept]), list((sample.logprobs or ())[:n_kept])
-            replies.append(Reply(i, prompt_ids, ids, logprobs, prompt.reply(sample.text), finish))
+            replies.append(Reply(i, prompt_ids, ids, logprobs, prompt.reply(sample.text), finish, read.get((i, j))))
     return replies
 
 
@@ -112,7 +132,33 @@ def pack_replies(
     """Pack the replies numbered ``rows`` (and their preference-model paths, if given) into trees.
 
     Equal beginnings stand once: the prompt of n replies, and a reply whose sampled tokens are the ones its text has.
+    Replies of which sampling has kept all that is needed stand in packs of their own, which have their ``states``.
     """
+    known = [r for r in rows if _is_known(replies[r], None if pm_paths is None else pm_paths[r])]
+    rest = [r for r in rows if r not in set(known)]
+    return [
+        part
+        for some in (known, rest)
+        if some
+        for part in _pack(replies, some, width, pm_paths, budget, device, known=some is known)
+    ]
+
+
+def _is_known(reply: Reply, path: Sequence[int] | None) -> bool:
+    """Whether sampling has read every token whose state is needed: of the reply itself its last one is not."""
+    whole = reply.prompt_ids + reply.ids
+    return reply.covers(whole, len(whole) - 1) and (path is None or reply.covers(path, len(path)))
+
+
+def _pack(
+    replies: Sequence[Reply],
+    rows: Sequence[int],
+    width: int,
+    pm_paths: Sequence[Sequence[int]] | None,
+    budget: int,
+    device: torch.device | str,
+    known: bool,
+) -> list[Part]:
     sequences = [replies[r].prompt_ids + replies[r].ids for r in rows]
     starts = [len(replies[r].prompt_ids) for r in rows]
     count = len(sequences)
@@ -126,8 +172,23 @@ def pack_replies(
         scored = [(p[-1], rows[m - count]) for m, p in zip(packed.members, packed.paths, strict=True) if m >= count]
         ends, owners = (torch.tensor([int(pair[i]) for pair in scored], dtype=torch.long) for i in (0, 1))
         tensors = (t.to(device) for t in (places, torch.cat(offsets), targets, ends, owners))
-        parts.append(Part(packed.to(device), *tensors))
+        part = Part(packed.to(device), *tensors)
+        if known:
+            part.states = _states(packed, [replies[rows[m % count]] for m in packed.members]).to(device)
+        parts.append(part)
     return parts
+
+
+def _states(packed: Pack, owners: Sequence[Reply]) -> Tensor:
+    """The trunk's states [T, H] of a pack whose members sampling has read; 0 at last tokens that nobody needs."""
+    reads = [reply.read for reply in owners if reply.read]
+    out = reads[0][1].new_zeros(len(packed), reads[0][1].shape[1])
+    for path, (ids, states) in zip(packed.paths, reads, strict=True):
+        have = min(len(path), len(ids))
+        if have == len(path) and int(packed.ids[path[-1]]) != ids[have - 1]:
+            have -= 1  # sampling went on with another token than this path's last
+        out[path[:have].to(out.device)] = states[:have]
+    return out
 
 
 def mask_of(replies: Sequence[Reply], device: torch.device | str = "cpu") -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from truing.configs import PPOTrain
 from truing.models import tree
 from truing.models.compute import autocast
+from truing.models.draw import Trace
 from truing.models.heads import PreferenceModel, ValueModel
 from truing.models.lm import LM
 from truing.models.split import num_layers, same_trunk, share_trunk, top_hidden, trunk_states
@@ -44,9 +45,17 @@ class Models:
         """Autocast to bf16 where the run chose it; heads and log-softmax stay float32 all the same."""
         return autocast(next(self.policy.parameters()).device, self.autocast)
 
+    def trace(self) -> Trace | None:
+        """What sampling is to keep, so that the trunk reads no reply again; None where that is of no use."""
+        then = () if self.pm is None or self.pm.eoc_id is None else (self.pm.eoc_id,)
+        rows = tree.unwrap(self.policy).config.vocab_size
+        return Trace(self.k, then) if self.k and all(token < rows for token in then) else None
+
     def run_trunk(self, parts: Sequence[Part]) -> None:
         """Compute the frozen trunk's states once per pack; a no-op without one."""
         for part in parts:
+            if part.states is not None:
+                continue  # sampling has computed them
             with self.precision():
                 part.states = trunk_states(self.trunk, part.pack, self.k)
 
