@@ -87,7 +87,7 @@ def reading(reader: Reader, work: Callable[[int, int], object], count: int, size
             grown = _tokens(reader, work, *_middle(count, n))
             common = max(0, 2 * before - grown) / max(1, grown)
             before = grown
-            if grown * each > 8 * SECONDS or (grown * each > SECONDS and common < COMMON):
+            if grown * each > 12 * SECONDS or (grown * each > SECONDS and common < COMMON):
                 break
         first, last = _middle(count, n)
         _, part = timed(lambda first=first, last=last: work(first, last), reader)  # type: ignore[misc]
