@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from openai_server import Server, serving, toy
+from openai_server import QUICK, Server, serving, toy
 
 from truing import cli
 from truing.models import client
 from truing.models.lm import LM
 
 LIMITS = (*client.KEYS, "TRUING_CONCURRENCY", "TRUING_REQUESTS_PER_MINUTE", "TRUING_TIMEOUT")
-QUICK = ["--device", "cpu", "--dtype", "float32", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")

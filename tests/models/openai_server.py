@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,20 @@ CHAT = (
 )
 ALL = frozenset({"echo", "prompt_logprobs", "logprobs", "top", "n", "stop"})
 APART = ALL | {"ids"}  # takes token ids for a prompt and tells a prompt's
+
+
+QUICK = ["--device", "cpu", "--dtype", "float32", "--threads", "1"]
+
+
+def lines(path: str, rows: list[dict[str, Any]]) -> str:
+    """Write JSON lines; the path again."""
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def texts_of(asked: list[dict[str, Any]]) -> set[str]:
+    """The prompts of requests."""
+    return {body["messages"][0]["content"] if "messages" in body else body["prompt"] for body in asked}
 
 
 def toy(template: str | None = CHAT, merged: str = "") -> LM:

@@ -92,7 +92,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"transformers serve did not come up: {log.read_text()[-2000:]}")
 
 
-@pytest.mark.parametrize("prompt", [ASK, "The capital of France is"])
+@pytest.mark.parametrize("prompt", [ASK, "The capital of France is"], ids=["chat", "text"])
 def test_transformers_serve_samples_without_logprobs(plain: str, prompt: Dialogue | str) -> None:
     """It drops n, logprobs and echo with status 200; its random numbers are one stream, so one request at a time."""
     remote = RemoteLM(plain, concurrency=1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from openai_server import ALL, Server
+from openai_server import ALL, Server, lines, texts_of
 
 from truing.collect.terminal import chat
 from truing.configs import Chat, Choices, PTrue
@@ -30,16 +30,6 @@ ITEMS: list[str | tuple[str, str]] = ["Hello", ("Hello", " you"), ("", "Hi"), ""
 ITEMS += [("née 🙂", " yes"), ("Say", " 🙂é"), ("é", " 🙂")]
 TALKS = [Dialogue().ask("Hi"), Dialogue().ask("Hi").reply("Hello").ask("And?"), Dialogue().ask("Hi")]
 Call = Callable[..., tuple[int, str, str]]
-
-
-def texts_of(asked: list[dict[str, Any]]) -> set[str]:
-    """The prompts that were answered."""
-    return {body["messages"][0]["content"] if "messages" in body else body["prompt"] for body in asked}
-
-
-def lines(path: str, rows: list[dict[str, Any]]) -> str:
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 # ---------------------------------------------------------------- scoring

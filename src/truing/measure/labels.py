@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from truing.data.asking import PromptFormat
-from truing.models.client import ANSWERS, OutOfTime
+from truing.models.client import OutOfTime
+from truing.models.kept import ANSWERS
 from truing.models.reading import check_joins
 from truing.models.remote import AnyLM, RemoteLM
 from truing.runs import Run, atomic_write

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from truing.models.client import ANSWERS
+from truing.models.kept import ANSWERS, KeptAnswers
 from truing.models.remote import AnyLM, RemoteLM, open_lm
 from truing.runs import Run
 
@@ -22,7 +22,7 @@ def open_in_run(run: Run, config: Any, compute: Any) -> AnyLM:
     """
     lm = open_lm(config.model, device=compute.device, dtype=compute.dtype)
     if isinstance(lm, RemoteLM):
-        lm.client.keep_in(run.path / ANSWERS)
+        lm.client.kept = KeptAnswers(run.path / ANSWERS)
         lm.client.until = None if config.max_time is None else run.opened + 60 * config.max_time
         _remember(run, lm)
     return lm

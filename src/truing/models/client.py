@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import hashlib
 import ipaddress
 import json
 import os
@@ -19,8 +18,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
+
+from truing.models.kept import KeptAnswers
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -38,8 +38,6 @@ LONGEST_WAIT = 300.0
 """A server that asks to be left alone for more seconds than this is given up at once."""
 GRACE = 30.0
 """Seconds for which answers that are under way are waited for when a job's time is over."""
-ANSWERS = "answers-so-far.jsonl"
-"""Where a run keeps a server's answers until their rows are kept: a killed job asks for none of them again."""
 _AGAIN = (408, 425, 429)
 _ABOUT = ("id", "owned_by", "created", "root", "max_model_len", "meta")
 
@@ -74,8 +72,9 @@ class Client:
     ``concurrency`` defaults to $TRUING_CONCURRENCY or 8, ``requests_per_minute`` to $TRUING_REQUESTS_PER_MINUTE or no
     limit; ``timeout`` is in seconds, for one whole answer, and defaults to $TRUING_TIMEOUT or 300. The key comes from
     the environment (`KEYS`) and goes into the request's header, nowhere else. After ``until`` (of time.monotonic)
-    nothing is sent any more. ``called`` are the models and system fingerprints that answers named, and
-    ``on_new_name`` hears of a further one. Raises ValueError for an address, a limit or a key that cannot be meant.
+    nothing is sent any more; what ``kept`` holds is not asked for. ``called`` are the models and system fingerprints
+    that answers named, and ``on_new_name`` hears of a further one. Raises ValueError for an address, a limit or a key
+    that cannot be meant.
     """
 
     def __init__(
@@ -112,21 +111,7 @@ class Client:
         self.until: float | None = None
         self.called: dict[str, set[str]] = {"model": set(), "system_fingerprint": set()}
         self.on_new_name: Callable[[], None] | None = None
-        self._kept: dict[str, dict[str, Any]] = {}
-        self._file: Path | None = None
-
-    def keep_in(self, file: Path) -> None:
-        """Keep every answer in this file (JSON lines), and ask for none again that it holds.
-
-        Who has made rows of the answers may remove the file at any time. A line that a kill cut short is left out.
-        """
-        self._file, data = file, file.read_bytes() if file.exists() else b""
-        for line in data.split(b"\n"):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                row = json.loads(line)
-                self._kept[row["key"]] = dict(row["answer"])
-        if data and not data.endswith(b"\n"):
-            self._append("\n")
+        self.kept: KeptAnswers | None = None
 
     def about(self, model: str) -> dict[str, Any] | None:
         """What ``GET /models`` says of a model; None where it says nothing. One try and no error: few need it."""
@@ -145,13 +130,11 @@ class Client:
 
     def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one POST. Raises Refused for a 4xx, ServerError after `TRIES` tries that gave none."""
-        asked = json.dumps([self.url, path, body], sort_keys=True).encode()
-        key = hashlib.blake2b(asked, digest_size=16).hexdigest()
-        answer = self._kept.get(key)
+        answer = self.kept.get(self.url, path, body) if self.kept else None
         if answer is None:
             answer = self._insist(path, body)
-            if self._file and answer.get("choices"):
-                self._append(json.dumps({"key": key, "answer": answer}) + "\n")
+            if self.kept and answer.get("choices"):
+                self.kept.add(answer, self.url, path, body)
         names = {(name, self._clean(said)) for name in self.called if isinstance(said := answer.get(name), str)}
         with self._lock:
             if new := [(name, said) for name, said in names if said not in self.called[name]]:
@@ -160,11 +143,6 @@ class Client:
                 if self.on_new_name:
                     self.on_new_name()
         return answer
-
-    def _append(self, line: str) -> None:
-        assert self._file
-        with self._lock, open(self._file, "a", encoding="utf-8") as file:
-            file.write(line)
 
     def _insist(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request that is sent until it is answered or `TRIES` are over."""
@@ -359,8 +337,8 @@ def _is_here(host: str) -> bool:
 def _is_broken_off(answer: Mapping[str, Any]) -> bool:
     """Whether the server itself ended a reply, which then is not whole (vLLM says abort when it goes down)."""
     choices = answer.get("choices")
-    broken = ("abort", "error")
-    return any(isinstance(c, dict) and c.get("finish_reason") in broken for c in choices or ())
+    found = choices if isinstance(choices, list) else []
+    return any(isinstance(c, dict) and c.get("finish_reason") in ("abort", "error") for c in found)
 
 
 def _retry_after(value: str | None) -> float:

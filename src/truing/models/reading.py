@@ -108,6 +108,7 @@ class Reader:
             place = wire.ends_with(tokens, label) if tokens else None
             if not tokens or not place:
                 begins = f"log-probabilities of a reply that begins with {_listed(labels)} to {_shown(dialogue)}"
+                top = top or self.likeliest(dialogue) or {}
                 lost = [label for label in labels if label not in top]
                 raise self._lacks(f"{begins}{_not_among(lost, top)}")
             out.append(float(sum(value or 0.0 for _, value in tokens[place:])))
@@ -191,6 +192,8 @@ class Reader:
         return f"{prompt}, and {missing}{f' (it lists {_listed(list(top)[:5])}, …)' if top else ''}"
 
     def _lacks(self, what: str) -> ValueError:
+        if self.client.kept:
+            self.client.kept.forget()
         return ValueError(
             f"The server {self.client.url} answers, but gives no {what}; this cannot be scored without. vLLM gives "
             "them; llama.cpp lists only tokens that it draws, and `transformers serve` none. Serve it with vLLM, or "
