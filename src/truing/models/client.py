@@ -95,7 +95,7 @@ class Client:
         try:
             place = httpx.URL(self.url)
         except httpx.InvalidURL as wrong:
-            raise ValueError(f"{url!r} is no address of a server: {wrong}.") from None
+            raise ValueError(f"{url!r} is no address of a server: {wrong}") from None
         here = _is_here(place.host)
         self._key = _key(KEYS if here or place.scheme == "https" else KEYS[:1])
         self._http = httpx.Client(
