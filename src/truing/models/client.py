@@ -220,7 +220,8 @@ class Client:
 
     def _once(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         status, headers, text = self._post(path, body)
-        answer, said = None, ""
+        answer: Any = None
+        said = ""
         with contextlib.suppress(ValueError):
             answer = json.loads(text)
             said = _words(answer)
