@@ -257,6 +257,16 @@ def test_logprobs_at_another_temperature_are_the_servers(call: Call, server: Ser
     assert "the server's, at" not in call(*argv, "--temperature", "0.7", "--out", "none")[2]
 
 
+def test_a_server_that_does_not_sample_is_noticed(call: Call, server: Server, monkeypatch: pytest.MonkeyPatch):
+    """`transformers serve` takes the likeliest tokens, with status 200, of models that do not say do_sample."""
+    argv = ("sample", server.name, lines("p.jsonl", [{"prompt": t} for t in TEXTS[:2]]), "--max-new-tokens", "6")
+    assert "All replies to one prompt are equal" not in call(*argv, "--n", "2", "--out", "a")[2]
+    plain = server.answer
+    monkeypatch.setattr(server, "answer", lambda path, body: plain(path, {**body, "temperature": 0.0}))
+    assert "All replies to one prompt are equal" in call(*argv, "--n", "2", "--seed", "1", "--out", "b")[2]
+    assert "All replies to one prompt are equal" not in call(*argv, "--n", "2", "--temperature", "0", "--out", "c")[2]
+
+
 # ---------------------------------------------------------------- addresses
 
 

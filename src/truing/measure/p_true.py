@@ -34,7 +34,7 @@ from truing.measure.labels import (
     renormalised,
     warn_of_mass,
 )
-from truing.measure.serving import open_in_run, server_notes
+from truing.measure.serving import equal_replies, open_in_run, server_notes
 from truing.models.lm import show_prompt
 from truing.models.remote import AnyLM, savings
 from truing.runs import Run
@@ -292,6 +292,7 @@ def _measure(run: Run, config: PTrue, lm: AnyLM, questions: Sequence[Question], 
     write_rows(run.path / "reliability.csv", [b.as_dict() for b in result.reliability.bins])
     run.write_samples([{"first_prompt": as_text(asked[0][0]), "sha256": digest}, *_samples(result.rows)])
     notes += [_condition(config.worked, shots, answers), *result.notes, *server_notes(run)]
+    notes += equal_replies(run, (row["samples"] for row in rows))
     if cut := sum(row.get("filtered", 0) for row in rows):
         notes.append(
             f"{cut} answers were cut or withheld by the server's content filter; they were graded as they came."

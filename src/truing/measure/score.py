@@ -17,7 +17,7 @@ from truing.configs import Sampling, Scoring
 from truing.data.comparisons import prompt_of, read_pair
 from truing.data.files import DataError, Row, read_rows
 from truing.measure.labels import in_chunks
-from truing.measure.serving import open_in_run, server_notes
+from truing.measure.serving import equal_replies, open_in_run, server_notes
 from truing.models.draw import check_settings
 from truing.models.heads import PreferenceModel
 from truing.models.lm import show_prompt
@@ -256,6 +256,8 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
     numbers, notes = _sample_numbers(drawn, out, config)
     told = any(s["logprob"] is not None for row in drawn for s in row["samples"])
     settings = (config.temperature, config.top_p) if told else (1.0, 1.0)
+    if config.temperature:
+        notes += equal_replies(run, ([s["text"] for s in row["samples"]] for row in drawn))
     run.finish(numbers, [*notes, *server_notes(run, *settings)])
     (run.path / KEPT).unlink()
     return run

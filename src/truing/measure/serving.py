@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from truing.models.kept import ANSWERS, KeptAnswers
@@ -48,6 +49,19 @@ def server_notes(run: Run, temperature: float = 1.0, top_p: float = 1.0) -> list
             "give the model's own, others those after the temperature and the cut. At 1 and 1 they are the same."
         )
     return notes
+
+
+def equal_replies(run: Run, replies: Iterable[Sequence[str]]) -> list[str]:
+    """A note if a server gave all replies to each prompt alike, though they were asked for with other seeds."""
+    groups = [list(some) for some in replies]
+    alike = all(len(some) > 1 and len(set(some)) == 1 for some in groups)
+    if SERVER not in run.environment or not alike or sum(map(len, groups)) < 4:
+        return []
+    return [
+        "All replies to one prompt are equal, for every prompt: the server probably takes the likeliest tokens whatever "
+        "temperature is asked for (`transformers serve` samples only models whose generation_config.json says "
+        '"do_sample": true).'
+    ]
 
 
 def _remember(run: Run, lm: RemoteLM) -> None:
