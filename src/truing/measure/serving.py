@@ -58,8 +58,8 @@ def equal_replies(run: Run, replies: Iterable[Sequence[str]]) -> list[str]:
     if SERVER not in run.environment or not alike or sum(map(len, groups)) < 4:
         return []
     return [
-        "All replies to one prompt are equal, for every prompt: the server probably takes the likeliest tokens, whatever"
-        " temperature is asked for (`transformers serve` samples only models whose generation_config.json says "
+        "All replies to one prompt are equal, for every prompt: the server probably takes the likeliest tokens "
+        "whatever temperature is asked for (`transformers serve` samples only models whose generation_config.json says "
         '"do_sample": true).'
     ]
 
