@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 Role = Literal["system", "human", "assistant"]
 Kind = Literal["helpful", "harmless"]
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "filtered"]
+"""How a reply ended: by itself or at a stop string, at the limit of its length, or by a server's content filter."""
 
 _FROM_CHAT = {"user": "human", "human": "human", "assistant": "assistant", "system": "system"}
 _TO_CHAT = {"human": "user", "assistant": "assistant", "system": "system"}

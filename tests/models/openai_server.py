@@ -7,9 +7,11 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from truing.models import family
 from truing.models.lm import LM
@@ -21,20 +23,45 @@ CHAT = (
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 ALL = frozenset({"echo", "prompt_logprobs", "logprobs", "top", "n", "stop"})
+APART = ALL | {"ids"}  # takes token ids for a prompt and tells a prompt's
 
 
-def toy(template: str | None = CHAT) -> LM:
+QUICK = ["--device", "cpu", "--dtype", "float32", "--threads", "1"]
+
+
+def lines(path: str, rows: list[dict[str, Any]]) -> str:
+    """Write JSON lines; the path again."""
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def texts_of(asked: list[dict[str, Any]]) -> set[str]:
+    """The prompts of requests."""
+    return {body["messages"][0]["content"] if "messages" in body else body["prompt"] for body in asked}
+
+
+def toy(template: str | None = CHAT, merged: str = "") -> LM:
+    """A toy over bytes; ``merged`` are two letters that its tokenizer makes one token of."""
     tokenizer = family.byte_tokenizer()
+    if merged:
+        tokens = json.loads(tokenizer.backend_tokenizer.to_str())
+        tokens["model"]["vocab"][merged] = 259
+        tokens["model"]["merges"] = [list(merged)]
+        tokenizer = type(tokenizer)(
+            tokenizer_object=Tokenizer.from_str(json.dumps(tokens)),
+            **{f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad")},
+        )
     tokenizer.chat_template = template
-    model = family.new_model("llama", layers=2, width=32, heads=2, max_positions=1024, seed=3)
+    size = {"vocab_size": 260} if merged else {}
+    model = family.new_model("llama", layers=2, width=32, heads=2, max_positions=1024, seed=3, **size)
     return LM(model, tokenizer, name="toy")
 
 
 class Server:
     """``gives`` names what it answers (the rest is dropped in silence), ``faults`` what befalls the next requests.
 
-    A fault is drop, truncate, a status, or (status, headers, body). ``always`` befalls every request once ``alive``
-    requests were answered.
+    A fault is drop, truncate, hang, trickle (a byte at a time), a status, or (status, headers, body). ``always``
+    befalls every request once ``alive`` requests were answered.
     """
 
     def __init__(self, lm: LM, gives: frozenset[str] = ALL) -> None:
@@ -45,8 +72,11 @@ class Server:
         self.asked: list[dict[str, Any]] = []  # bodies that were answered well
         self.headers: list[dict[str, str]] = []
         self.requests = self.together = self.most_together = 0
-        self.lock, self.counting = threading.Lock(), threading.Lock()
+        self.lock, self.counting, self.free = threading.Lock(), threading.Lock(), threading.Event()
         self.url = ""
+        self.models: dict[str, Any] = {"data": []}  # what GET /models answers
+        self.more: dict[str, Any] = {}  # in every answer
+        self.finish = ""  # how every reply is said to end
 
     @property
     def name(self) -> str:
@@ -59,7 +89,11 @@ class Server:
             prompt: Any = Dialogue.from_messages(body["messages"])
         else:
             prompt = body["prompt"]
-            ids = self.lm.encode_prompt(prompt)
+            if isinstance(prompt, list):
+                assert "ids" in self.gives
+                ids, prompt = prompt, self.lm.tokenizer.decode(prompt, skip_special_tokens=True)
+            else:
+                ids = self.lm.encode_prompt(prompt)
         if body.get("continue_final_message"):
             drawn = [([], [], "", "length")]
         else:
@@ -75,7 +109,10 @@ class Server:
             )[0]
             drawn = [(s.token_ids, s.logprobs, s.text, s.finish) for s in found]
         choices = [self._choice(talk, body, ids, *d) | {"index": i} for i, d in enumerate(drawn)]
-        out: dict[str, Any] = {"choices": choices, "usage": {"prompt_tokens": len(ids)}}
+        out: dict[str, Any] = {"choices": choices, "usage": {"prompt_tokens": len(ids)}, **self.more}
+        if body.get("return_token_ids") and "ids" in self.gives:
+            special = body.get("add_special_tokens", True)
+            choices[0]["prompt_token_ids"] = ids if special else ids[1:]  # the toy puts a BOS before
         if "prompt_logprobs" in body and "prompt_logprobs" in self.gives:
             values = self.lm.engine.score([ids], [1])[0]
             rows = [None] + [
@@ -95,7 +132,7 @@ class Server:
     def _choice(
         self, talk: bool, body: dict[str, Any], ids: list[int], drawn: Any, values: Any, text: str, finish: str
     ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"finish_reason": finish}
+        choice: dict[str, Any] = {"finish_reason": self.finish or finish}
         choice |= {"message": {"role": "assistant", "content": text}} if talk else {"text": text}
         asked = body.get("logprobs")
         if not asked or "logprobs" not in self.gives:
@@ -118,7 +155,7 @@ class Server:
         if body.get("echo") and "echo" in self.gives:
             before = self.lm.engine.score([ids], [1])[0] if len(ids) > 1 else []
             tokens, scores = [self._text(t) for t in ids] + tokens, [None, *map(float, before), *scores]  # type: ignore
-            choice["text"] = body["prompt"] + text
+            choice["text"] = self.lm.tokenizer.decode(ids, skip_special_tokens=True) + text
         return choice | {"logprobs": {"tokens": tokens, "token_logprobs": scores, "top_logprobs": tops}}
 
 
@@ -128,6 +165,9 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
         def log_message(self, *args: Any) -> None:
             pass
+
+        def do_GET(self) -> None:
+            self._send(200 if self.path == "/v1/models" else 404, {}, server.models)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -151,6 +191,10 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.close()
                 return
+            if fault == "hang":
+                server.free.wait(20)
+                self.close_connection = True
+                return
             status, headers, content = 200, {}, None
             if isinstance(fault, int):
                 status, content = fault, {"error": {"message": f"it says {fault}"}}
@@ -159,6 +203,9 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if content is None:
                 with server.lock:  # the engine is for one thread
                     content = server.answer(self.path, body)
+            self._send(status, headers, content, fault)
+
+        def _send(self, status: int, headers: dict[str, str], content: Any, fault: Any = None) -> None:
             data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
             data = data[: len(data) // 2] if fault == "truncate" else data
             self.send_response(status)
@@ -166,7 +213,12 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            with contextlib.suppress(OSError):
+                for i in range(len(data)) if fault == "trickle" else ():
+                    self.wfile.write(data[i : i + 1])
+                    server.free.wait(0.05)
+                if fault != "trickle":
+                    self.wfile.write(data)
 
     return Handler
 
@@ -181,4 +233,5 @@ def serving(lm: LM, gives: frozenset[str] = ALL) -> Iterator[Server]:
         try:
             yield server
         finally:
+            server.free.set()  # whoever hangs
             http.shutdown()

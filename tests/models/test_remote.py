@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from openai_server import ALL, Server, serving, toy
+from openai_server import ALL, Server, lines, texts_of
 
-from truing import cli
 from truing.collect.terminal import chat
 from truing.configs import Chat, Choices, PTrue
 from truing.data.questions import load_questions
@@ -30,39 +29,7 @@ from truing.types import Dialogue
 ITEMS: list[str | tuple[str, str]] = ["Hello", ("Hello", " you"), ("", "Hi"), "", ("Hello", ""), "Hello"]
 ITEMS += [("née 🙂", " yes"), ("Say", " 🙂é"), ("é", " 🙂")]
 TALKS = [Dialogue().ask("Hi"), Dialogue().ask("Hi").reply("Hello").ask("And?"), Dialogue().ask("Hi")]
-QUICK = ["--device", "cpu", "--dtype", "float32", "--threads", "1"]
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def lm() -> LM:
-    return toy()
-
-
-@pytest.fixture
-def server(lm: LM, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(client, "BACKOFF", 0.005)
-    for name in (*client.KEYS, "TRUING_CONCURRENCY", "TRUING_REQUESTS_PER_MINUTE"):
-        monkeypatch.delenv(name, raising=False)
-    with serving(lm) as found:
-        yield found
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main([*map(str, argv), *QUICK])
-        return (code, *capsys.readouterr())
-
-    return run
-
-
-def lines(path: str, rows: list[dict[str, Any]]) -> str:
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 # ---------------------------------------------------------------- scoring
@@ -140,13 +107,13 @@ def test_labels_after_a_dialogue(server: Server, lm: LM):
     np.testing.assert_allclose(found, lm.label_logprobs(["Q:"], [" (A)", " (B)"]), atol=1e-4)
 
 
-def test_a_token_that_spans_the_join_is_refused():
+def test_a_token_that_spans_the_join_is_seen():
     tokens: list[wire.Token] = [("<s>", None), ("The", -1.0), (" cap", -1.0), ("ital", -1.0), (" is", -1.0)]
     assert wire.start_of(tokens, "The", " capital is") == 2
     assert wire.start_of(tokens, "The capital", " is") == 4
-    with pytest.raises(ValueError, match="should not end in a space"):
+    with pytest.raises(wire.Spans):
         wire.start_of(tokens, "The ", "capital is")
-    with pytest.raises(ValueError, match="spans the join"):
+    with pytest.raises(wire.Spans):
         wire.start_of([("", None), ("aa", -1.0), ("a", -2.0)], "aaa", "aa")
 
 
@@ -419,14 +386,16 @@ def test_a_job_whose_server_dies_goes_on_with_the_rows_that_are_left(
     code, out, err = call(*argv, "--out", "o")
     assert code == 1 and out == "" and "the same command goes on" in err and "Traceback" not in err
     assert len(Path("o/rows-so-far.jsonl").read_text().splitlines()) == 4
+    before = texts_of(server.asked)
+    assert len(before) >= 6
     server.always = None
     monkeypatch.setenv("TRUING_CONCURRENCY", concurrency)
     server.asked.clear()
     code, out, _ = call(*argv, "--out", "o")
     assert code == 0 and [json.loads(line)["id"] for line in out.splitlines()] == list(range(1, 11))
     assert out == whole
-    again = {body["prompt"] if verb == "score" else body["messages"][0]["content"] for body in server.asked}
-    assert again == set(texts[4:]), "finished rows are not asked again"
+    assert texts_of(server.asked) == set(texts) - before, "what was answered is not asked again, kept row or not"
+    assert not Path("o/answers-so-far.jsonl").exists()
 
 
 def test_honesty_gives_the_numbers_of_the_model_here(

@@ -68,6 +68,8 @@ def chat(config: Chat, read: Callable[[str], str] | None = None) -> Run | dict[s
         reply, score = _reply(lm, pm, dialogue, config, draws)
         draws += 1
         dialogue = dialogue.reply(reply.text)
+        if reply.finish == "filtered":
+            print("(The server's content filter cut or withheld this reply.)", file=sys.stderr)
         print(reply.text if config.best_of > 1 else "", "" if score is None else f"  [score {score:+.2f}]", sep="")
         said.append({"prompt": dialogue.prompt.last.text, "reply": reply.text, "score": score, "finish": reply.finish})
         if run:

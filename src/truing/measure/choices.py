@@ -26,10 +26,11 @@ from truing.measure.labels import (
     renormalised,
     warn_of_mass,
 )
+from truing.measure.serving import open_in_run, server_notes
 from truing.models.compute import choose
 from truing.models.lm import LM, show_prompt
 from truing.models.load import is_remote
-from truing.models.remote import AnyLM, open_lm, savings
+from truing.models.remote import AnyLM, savings
 from truing.runs import Run
 from truing.stats import Interval, Reliability
 from truing.train.cost import reading, timed
@@ -178,7 +179,7 @@ def choices(config: Choices) -> Run | dict[str, Any]:
     if run.done:
         return run
     compute = run.compute(config)
-    lm = open_lm(config.model, device=compute.device, dtype=compute.dtype)
+    lm = open_in_run(run, config, compute)
     notes = format_notes(lm, config.format)
     _, prompts = fit_shots(lm, config.shots, lambda k: choice_prompts(questions, k, config.format, config.seed), notes)
     digest = show_prompt(lm, prompts[0])
@@ -199,7 +200,7 @@ def choices(config: Choices) -> Run | dict[str, Any]:
     write_rows(run.path / "reliability.csv", [b.as_dict() for b in result.reliability.bins])
     write_rows(run.path / "reliability_all.csv", [b.as_dict() for b in result.reliability_all.bins])
     run.write_samples([{"first_prompt": as_text(prompts[0]), "sha256": digest}, *_samples(questions, result.rows)])
-    notes += result.notes
+    notes += [*result.notes, *server_notes(run)]
     if len(found) < len(questions):
         left = f"Stopped after {len(found)} of {len(questions)} questions; the same command goes on."
         run.stop(result.numbers, [*notes, left])

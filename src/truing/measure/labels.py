@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from truing.data.asking import PromptFormat
+from truing.models.client import OutOfTime
+from truing.models.kept import ANSWERS
+from truing.models.reading import check_joins
 from truing.models.remote import AnyLM, RemoteLM
 from truing.runs import Run, atomic_write
 from truing.runs.atomic import append, as_lines, read_rows
@@ -39,7 +42,11 @@ def label_logprobs(
     whole: dict[tuple[str | Dialogue, tuple[str, ...]], tuple[np.ndarray, bool]] = {}
     wanted = [(prompt, tuple(some)) for prompt, some in zip(prompts, labels, strict=True)]
     texts = list(dict.fromkeys(w for w in wanted if isinstance(w[0], str)))
-    scored = iter(lm.score([(str(prompt), label) for prompt, some in texts for label in some]))
+    pairs = [(str(prompt), label) for prompt, some in texts for label in some]
+    scores = lm.score(pairs)
+    if isinstance(lm, RemoteLM):
+        check_joins(lm.name, pairs, scores)
+    scored = iter(scores)
     for prompt, some in texts:
         found = [next(scored) for _ in some]
         whole[prompt, some] = np.array([s.logprob for s in found]), any(s.boundary for s in found)
@@ -100,7 +107,7 @@ def in_chunks(
     is not kept whole is done again, so that the last digits are those of an unbroken job; not so if the rows are not
     ``aligned``, a server's, where only what is missing is asked whatever ``size`` was before. After
     ``max_time`` minutes since the run was opened what there is comes back, fewer rows than items. Without a ``label``
-    ``work`` says itself how far it is.
+    ``work`` says itself how far it is. A server's answers go once their rows are kept.
     """
     rows = read_rows(run.path / file)[: len(items)]
     if len(rows) < len(items) and (run.path / file).exists():
@@ -110,8 +117,12 @@ def in_chunks(
     for start in range(len(rows), len(items), size):
         if max_time is not None and time.monotonic() - run.opened > 60 * max_time:
             break
-        new = list(map(dict, work(items[start : start + size], start)))
+        try:
+            new = list(map(dict, work(items[start : start + size], start)))
+        except OutOfTime:
+            break
         append(run.path / file, as_lines(new))
+        (run.path / ANSWERS).unlink(missing_ok=True)
         rows += new
         if tell:
             tell(len(rows), len(items))

@@ -34,10 +34,11 @@ from truing.measure.labels import (
     renormalised,
     warn_of_mass,
 )
+from truing.measure.serving import equal_replies, open_in_run, server_notes
 from truing.models.compute import choose
 from truing.models.lm import LM, show_prompt
 from truing.models.load import is_remote
-from truing.models.remote import AnyLM, open_lm, savings
+from truing.models.remote import AnyLM, savings
 from truing.runs import Run
 from truing.stats import Interval, Reliability
 from truing.train.cost import reading, sampling, timed
@@ -88,11 +89,21 @@ def brainstorm(
     ``first`` is the place of the first question in the whole job: an answer follows from its prompt, the seed and the
     question's place, so that a job done in parts equals one done at once.
     """
+    drawn = _drawn(lm, prompts, samples, max_tokens, seed, first)
+    return [_graded(q, some) for q, some in zip(questions, drawn, strict=True)]
+
+
+def _drawn(
+    lm: AnyLM, prompts: Sequence[Prompt], samples: int, max_tokens: int, seed: int, first: int
+) -> list[list[Sample]]:
     seeds = [
         np.random.default_rng([seed, 3, first + i]).integers(2**31, size=samples).tolist() for i in range(len(prompts))
     ]
-    drawn = lm.sample(prompts, samples, max_tokens=max_tokens, temperature=1.0, stop=["\n"], seed=seeds)
-    return [graded(q, [s.text.strip() for s in some]) for q, some in zip(questions, drawn, strict=True)]
+    return lm.sample(prompts, samples, max_tokens=max_tokens, temperature=1.0, stop=["\n"], seed=seeds)
+
+
+def _graded(question: Question, samples: Sequence[Sample]) -> Answers:
+    return graded(question, [s.text.strip() for s in samples])
 
 
 def judging_prompts(
@@ -234,8 +245,7 @@ def p_true(config: PTrue) -> Run | dict[str, Any]:
     )
     if run.done:
         return run
-    compute = run.compute(config)
-    _measure(run, config, open_lm(config.model, device=compute.device, dtype=compute.dtype), questions, prompts)
+    _measure(run, config, open_in_run(run, config, run.compute(config)), questions, prompts)
     return run
 
 
@@ -278,16 +288,14 @@ def _measure(run: Run, config: PTrue, lm: AnyLM, questions: Sequence[Question], 
     show_prompt(lm, prompts[0], "First prompt to answer")
 
     def answer(chunk: Sequence[int], first: int) -> list[dict[str, Any]]:
-        found = brainstorm(
-            lm,
-            [questions[i] for i in chunk],
-            [prompts[i] for i in chunk],
-            config.samples,
-            max_tokens=config.max_new_tokens,
-            seed=config.seed,
-            first=first,
-        )
-        return [{"id": a.question.id, "samples": list(a.samples), "correct": list(a.correct)} for a in found]
+        asked = [prompts[i] for i in chunk]
+        out = []
+        drawn = _drawn(lm, asked, config.samples, config.max_new_tokens, config.seed, first)
+        for i, some in zip(chunk, drawn, strict=True):
+            a, cut = _graded(questions[i], some), sum(s.finish == "filtered" for s in some)
+            row = {"id": a.question.id, "samples": list(a.samples), "correct": list(a.correct)}
+            out.append(row | ({"filtered": cut} if cut else {}))
+        return out
 
     places = range(len(questions))
     part: dict[str, Any] = {"max_time": config.max_time, **savings(config.model, CHUNK)}
@@ -313,7 +321,12 @@ def _measure(run: Run, config: PTrue, lm: AnyLM, questions: Sequence[Question], 
     write_rows(run.path / "rows.jsonl", result.rows)
     write_rows(run.path / "reliability.csv", [b.as_dict() for b in result.reliability.bins])
     run.write_samples([{"first_prompt": as_text(asked[0][0]), "sha256": digest}, *_samples(result.rows)])
-    notes += [_condition(config.worked, shots, answers), *result.notes]
+    notes += [_condition(config.worked, shots, answers), *result.notes, *server_notes(run)]
+    notes += equal_replies(run, (row["samples"] for row in rows))
+    if cut := sum(row.get("filtered", 0) for row in rows):
+        notes.append(
+            f"{cut} answers were cut or withheld by the server's content filter; they were graded as they came."
+        )
     if len(found) < len(asked):
         left = f"Stopped after {len(found)} of {len(asked)} questions were judged; the same command goes on."
         run.stop(result.numbers, [*notes, left])

@@ -17,14 +17,15 @@ from truing.configs import Sampling, Scoring
 from truing.data.comparisons import prompt_of, read_pair
 from truing.data.files import DataError, Row, read_rows
 from truing.measure.labels import in_chunks
+from truing.measure.serving import equal_replies, open_in_run, server_notes
 from truing.models.compute import choose
 from truing.models.draw import check_settings
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM, show_prompt
 from truing.models.load import is_remote
-from truing.models.remote import open_lm, savings
+from truing.models.remote import AnyLM, savings
 from truing.runs import Run, atomic_write
-from truing.runs.atomic import as_lines
+from truing.runs.atomic import as_lines, finite
 from truing.train.cost import reading, sampling, timed
 from truing.train.progress import counting
 from truing.types import Dialogue, Sample
@@ -73,8 +74,8 @@ def score(config: Scoring) -> Run | dict[str, Any]:
     """Score texts (nats) with a language model, or replies with a preference model, by what the rows hold.
 
     A language model gives rows ``{"id","logprob","num_tokens"}`` (``"boundary": true`` where a token spans the join
-    of context and continuation); a preference model ``{"id","chosen","rejected"}`` or ``{"id","score"}``, centred on
-    its stored reference mean unless ``raw``. Raises DataError for rows it cannot read.
+    of context and continuation, with ``logprob`` null if a server cannot tell it); a preference model
+    ``{"id","chosen","rejected"}`` or ``{"id","score"}``, centred on its stored reference mean unless ``raw``.
     """
     kind, rows = read_inputs(config.file, kind_of)
     items = [_item(kind, row, config.file, line) for line, row in rows]
@@ -88,7 +89,7 @@ def score(config: Scoring) -> Run | dict[str, Any]:
         return run
     ids = [row.get("id", line) for line, row in rows]
     compute = run.compute(config)
-    work, numbers_of, _ = _ways(config, compute, kind, items, lines)
+    work, numbers_of, _ = _ways(config, compute, kind, items, lines, run)
     part = savings(config.model, CHUNK)
     out = in_chunks(run, KEPT, items, lambda chunk, _: work(chunk), label="Rows", max_time=config.max_time, **part)
     if len(out) < len(items):
@@ -96,8 +97,10 @@ def score(config: Scoring) -> Run | dict[str, Any]:
             {"rows": count(len(out))}, [f"Stopped after {len(out)} of {len(items)} rows; the same command goes on."]
         )
         return run
-    atomic_write(run.path / ROWS, as_lines({"id": i, **row} for i, row in zip(ids, out, strict=True)))
-    run.finish(*numbers_of(out))
+    out = [{"id": i, **row} for i, row in zip(ids, out, strict=True)]
+    atomic_write(run.path / ROWS, as_lines(out))
+    numbers, notes = numbers_of(out)
+    run.finish(numbers, [*notes, *server_notes(run)])
     (run.path / KEPT).unlink()
     return run
 
@@ -141,8 +144,13 @@ Ways = tuple[Work, Numbers, Any]
 """How rows are scored, what numbers they make, and the model that reads and counts tokens."""
 
 
-def _ways(config: Scoring, compute: Any, kind: str, items: Sequence[Any], lines: Sequence[int]) -> Ways:
-    return _with_lm(config, compute, items, lines) if kind in (TEXT, PAIR) else _with_pm(config, compute)
+def _ways(
+    config: Scoring, compute: Any, kind: str, items: Sequence[Any], lines: Sequence[int], run: Run | None = None
+) -> Ways:
+    if kind not in (TEXT, PAIR):
+        return _with_pm(config, compute)
+    lm = open_in_run(run, config, compute) if run else LM.load(config.model, device=compute.device, dtype=compute.dtype)
+    return _with_lm(lm, config, items, lines)
 
 
 def _expected_scoring(config: Scoring, kind: str, items: Sequence[Any], lines: Sequence[int]) -> list[str]:
@@ -153,7 +161,7 @@ def _expected_scoring(config: Scoring, kind: str, items: Sequence[Any], lines: S
     compute = choose(config.device, config.dtype, config.threads)
     (work, numbers_of, reader), loading = timed(lambda: _ways(config, compute, kind, items, lines))
     cost = reading(reader, lambda start, stop: work(items[start:stop]), len(items), CHUNK)
-    names = {COMPARISON: ("chosen", "rejected"), DIALOGUE: ("score",)}.get(kind, ("logprob", "num_tokens"))
+    names = {COMPARISON: ("chosen", "rejected"), DIALOGUE: ("score",)}.get(kind, ("id", "logprob", "num_tokens"))
     _, numbers = timed(lambda: numbers_of([dict.fromkeys(names, 1 + i % 7) for i in range(len(items))]))
     return [f"{len(items):,} rows.", *(loading + cost + numbers).lines(compute)]
 
@@ -164,16 +172,17 @@ def _refuse_long(long: tuple[int, str] | None, file: str, lines: Sequence[int]) 
         raise DataError(file, f"has {long[1]}. Shorten it or leave it out.", line=lines[long[0]])
 
 
-def _with_lm(config: Scoring, compute: Any, items: Sequence[Any], lines: Sequence[int]) -> Ways:
-    lm = open_lm(config.model, device=compute.device, dtype=compute.dtype)
+def _with_lm(lm: AnyLM, config: Scoring, items: Sequence[Any], lines: Sequence[int]) -> Ways:
     _refuse_long(lm.too_long(items), config.file, lines)
 
     def work(items: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
-        found = [({"logprob": s.logprob, "num_tokens": s.num_tokens}, s.boundary) for s in lm.score(items)]
+        found = [({"logprob": finite(s.logprob), "num_tokens": s.num_tokens}, s.boundary) for s in lm.score(items)]
         return [row | {"boundary": True} if spans else row for row, spans in found]
 
     def numbers_of(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-        logprobs, tokens = (np.array([float(row[name]) for row in rows]) for name in ("logprob", "num_tokens"))
+        known = [row for row in rows if row["logprob"] is not None]
+        unknown = [str(row["id"]) for row in rows if row["logprob"] is None]
+        logprobs, tokens = (np.array([float(row[name]) for row in known]) for name in ("logprob", "num_tokens"))
         numbers: dict[str, Any] = {"rows": count(len(rows)), "tokens": count(int(tokens.sum()))}
         numbers["logprob"] = stats.mean_interval(logprobs, unit="nats", seed=config.seed)
         numbers["logprob_per_token"] = stats.bootstrap(
@@ -182,7 +191,13 @@ def _with_lm(config: Scoring, compute: Any, items: Sequence[Any], lines: Sequenc
             seed=config.seed,
             unit="nats",
         )
-        notes, spans, silent = [], sum("boundary" in row for row in rows), int((tokens == 0).sum())
+        notes, spans, silent = [], sum("boundary" in row for row in known), int((tokens == 0).sum())
+        if unknown:
+            some = ", ".join(unknown[:20]) + (", …" if len(unknown) > 20 else "")
+            notes.append(
+                f"{len(unknown)} rows have no log-probability (null) and count in no number, because a token spans the "
+                f"join of context and continuation and the server does not tokenise them apart: {some}."
+            )
         if spans:
             notes.append(f"{spans} rows were tokenised in two parts, because a token spans the join (boundary: true).")
         if silent:
@@ -203,7 +218,7 @@ def _with_pm(config: Scoring, compute: Any) -> Ways:
         return [{"chosen": c, "rejected": r} for c, r in zip(scores[0::2], scores[1::2], strict=True)]
 
     def numbers_of(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0] if name != "id"}
         if "chosen" in columns:
             columns["gap"] = columns["chosen"] - columns["rejected"]
         means = {name: stats.mean_interval(values, seed=config.seed) for name, values in columns.items()}
@@ -235,7 +250,7 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
         run,
         KEPT,
         prompts,
-        _drawing(config, run.compute(config), prompts, [line for line, _ in rows]),
+        _drawing(run, config, prompts, [line for line, _ in rows]),
         label=None,
         max_time=config.max_time,
         **savings(config.model, max(1, CHUNK // config.n)),
@@ -250,7 +265,12 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
     ]
     atomic_write(run.path / ROWS, as_lines(out))
     run.write_samples([_shown(p, o["samples"][0]) for p, o in zip(prompts, out, strict=True)])
-    run.finish(*_sample_numbers(drawn, out, config))
+    numbers, notes = _sample_numbers(drawn, out, config)
+    told = any(s["logprob"] is not None for row in drawn for s in row["samples"])
+    cut = (config.temperature, config.top_p) if told else (1.0, 1.0)
+    if config.temperature:
+        notes += equal_replies(run, ([s["text"] for s in row["samples"]] for row in drawn))
+    run.finish(numbers, [*notes, *server_notes(run, *cut)])
     (run.path / KEPT).unlink()
     return run
 
@@ -284,10 +304,11 @@ def _expected_sampling(config: Sampling, prompts: Sequence[Dialogue], lines: Seq
 
 
 def _drawing(
-    config: Sampling, compute: Any, prompts: Sequence[Dialogue], lines: Sequence[int]
+    run: Run, config: Sampling, prompts: Sequence[Dialogue], lines: Sequence[int]
 ) -> Callable[[Sequence[Dialogue], int], Any]:
     """A function that draws (and scores) the replies to some of the prompts, given the place of the first."""
-    lm = open_lm(config.model, device=compute.device, dtype=compute.dtype)
+    compute = run.compute(config)
+    lm = open_in_run(run, config, compute)
     pm = PreferenceModel.load(config.pm, device=compute.device, dtype=compute.dtype) if config.pm else None
     _refuse_long(lm.too_long(prompts), config.file, lines)
     show_prompt(lm, prompts[0])
@@ -359,7 +380,11 @@ def _sample_numbers(
     rows = [i for i, _ in every]
     numbers: dict[str, Any] = {"rows": count(len(drawn)), "samples": count(len(every))}
     silent = sum(s["tokens"] is None for _, s in every)
-    notes = [f"{silent} replies came without log-probabilities: theirs are null, and tokens are not counted."]
+    notes = []
+    if silent:
+        notes.append(f"{silent} replies came without log-probabilities: theirs are null, and tokens are not counted.")
+    if cut := sum(s["finish"] == "filtered" for _, s in every):
+        notes.append(f"{cut} replies were cut or withheld by the server's content filter (finish: filtered).")
     tokens = [(i, s["tokens"]) for i, s in every if not silent]
     numbers["reply_tokens"] = stats.mean_interval(
         [t for _, t in tokens], [i for i, _ in tokens], unit="tokens", seed=config.seed
@@ -369,7 +394,7 @@ def _sample_numbers(
     if config.pm:
         kept = [(i, c["score"]) for i, row in enumerate(out) for c in row["samples"]]
         numbers["pm_score"] = stats.mean_interval([k[1] for k in kept], [k[0] for k in kept], seed=config.seed)
-    return numbers, notes if silent else []
+    return numbers, notes
 
 
 def count(n: int) -> dict[str, Any]:

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import ipaddress
+import json
 import os
 import queue
 import random
+import re
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
+
+from truing.models.kept import KeptAnswers
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -24,12 +29,17 @@ KEYS = ("TRUING_API_KEY", "OPENAI_API_KEY")
 set for one company's servers, goes to this machine and over https only."""
 TRIES = 8
 """Times a request is sent before the server is given up."""
+LATE_TRIES = 3
+"""Times it is sent if each time the answer is not whole in time: the server may have worked on all of them."""
 BACKOFF = 0.5
 """Seconds before the second try; they double with every further one, up to LONGEST_BACKOFF."""
 LONGEST_BACKOFF = 30.0
 LONGEST_WAIT = 300.0
 """A server that asks to be left alone for more seconds than this is given up at once."""
+GRACE = 30.0
+"""Seconds for which answers that are under way are waited for when a job's time is over."""
 _AGAIN = (408, 425, 429)
+_ABOUT = ("id", "owned_by", "created", "root", "max_model_len", "meta")
 
 
 class ServerError(ConnectionError):
@@ -40,6 +50,10 @@ class Refused(ValueError):
     """A server that understood and will not: the same request would be refused again."""
 
 
+class OutOfTime(Exception):
+    """The job's time (`Client.until`) is over, or would be before the server may be asked again."""
+
+
 class _Stopped(Exception):
     """Another thread's request failed, so that this one's answer is no longer wanted."""
 
@@ -47,17 +61,20 @@ class _Stopped(Exception):
 class _Again(Exception):
     """What went wrong with one try, and the seconds the server asks to wait before the next."""
 
-    def __init__(self, what: str, wait: float = 0.0) -> None:
+    def __init__(self, what: str, wait: float = 0.0, late: bool = False) -> None:
         super().__init__(what)
-        self.wait = wait
+        self.wait, self.late = wait, late
 
 
 class Client:
     """Sends JSON to ``url`` (``http://host:port/v1``), at most ``concurrency`` requests at a time.
 
     ``concurrency`` defaults to $TRUING_CONCURRENCY or 8, ``requests_per_minute`` to $TRUING_REQUESTS_PER_MINUTE or no
-    limit; ``timeout`` is in seconds, for one answer. The key comes from the environment (`KEYS`) and goes into the
-    request's header, nowhere else. Raises ValueError for a limit or a key that cannot be meant.
+    limit; ``timeout`` is in seconds, for one whole answer, and defaults to $TRUING_TIMEOUT or 300. The key comes from
+    the environment (`KEYS`) and goes into the request's header, nowhere else. After ``until`` (of time.monotonic)
+    nothing is sent any more; what ``kept`` holds is not asked for. ``called`` are the models and system fingerprints
+    that answers named, and ``on_new_name`` hears of a further one. Raises ValueError for an address, a limit or a key
+    that cannot be meant.
     """
 
     def __init__(
@@ -66,20 +83,24 @@ class Client:
         *,
         concurrency: int | None = None,
         requests_per_minute: float | None = None,
-        timeout: float = 300.0,
+        timeout: float | None = None,
     ) -> None:
         import httpx
 
         self.url = url.rstrip("/")
         self.concurrency = at_once(concurrency)
+        self._seconds = _limit("TRUING_TIMEOUT", timeout) or 300.0
         per_minute = _limit("TRUING_REQUESTS_PER_MINUTE", requests_per_minute)
         self._interval = 60 / per_minute if per_minute else 0.0
-        place = httpx.URL(self.url)
-        here = place.host in ("localhost", "127.0.0.1", "::1")
+        try:
+            place = httpx.URL(self.url)
+        except httpx.InvalidURL as wrong:
+            raise ValueError(f"{url!r} is no address of a server: {wrong}") from None
+        here = _is_here(place.host)
         self._key = _key(KEYS if here or place.scheme == "https" else KEYS[:1])
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx.Timeout(timeout, connect=min(10.0, timeout)),
+            timeout=httpx.Timeout(self._seconds, connect=min(10.0, self._seconds)),
             limits=httpx.Limits(max_connections=self.concurrency),
             trust_env=not here,  # a proxy for the world is none for this machine
         )
@@ -87,23 +108,62 @@ class Client:
         self._lock = threading.Lock()
         self._free_at = self._told_at = 0.0
         self._thread = threading.local()
+        self.until: float | None = None
+        self.called: dict[str, set[str]] = {"model": set(), "system_fingerprint": set()}
+        self.on_new_name: Callable[[], None] | None = None
+        self.kept: KeptAnswers | None = None
+
+    def about(self, model: str) -> dict[str, Any] | None:
+        """What ``GET /models`` says of a model; None where it says nothing. One try and no error: few need it."""
+        import httpx
+
+        try:
+            response = self._http.get(f"{self.url}/models", timeout=min(10.0, self._seconds))
+            listed = response.json()["data"] if response.status_code == 200 else []
+            found = [dict(row) for row in listed if row["id"] == model]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return None
+        text = self._clean(json.dumps({k: found[0][k] for k in _ABOUT if k in found[0]}), 4000) if found else "null"
+        with contextlib.suppress(ValueError):  # an answer of any length is no fingerprint
+            return json.loads(re.sub(r"//[^/@\s\"]*@", "//", text))
+        return None
 
     def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one POST. Raises Refused for a 4xx, ServerError after `TRIES` tries that gave none."""
+        answer = self.kept.get(self.url, path, body) if self.kept else None
+        if answer is None:
+            answer = self._insist(path, body)
+            if self.kept and answer.get("choices"):
+                self.kept.add(answer, self.url, path, body)
+        names = {(name, self._clean(said)) for name in self.called if isinstance(said := answer.get(name), str)}
+        with self._lock:
+            if new := [(name, said) for name, said in names if said not in self.called[name]]:
+                for name, said in new:
+                    self.called[name].add(said)
+                if self.on_new_name:
+                    self.on_new_name()
+        return answer
+
+    def _insist(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a request that is sent until it is answered or `TRIES` are over."""
         import httpx
 
-        began = time.monotonic()
+        began, late = time.monotonic(), 0
         for attempt in range(1, TRIES + 1):
             self._take_turn()
             try:
                 return self._once(path, body)
-            except httpx.TimeoutException as problem:
-                failed = _Again(f"no answer in time ({type(problem).__name__})")
+            except (httpx.ConnectTimeout, httpx.PoolTimeout) as problem:
+                failed = _Again(f"it cannot be reached ({type(problem).__name__})")
+            except httpx.TimeoutException:
+                limit = f"no whole answer within {self._seconds:g} s, the limit that TRUING_TIMEOUT sets"
+                failed = _Again(limit, late=True)
             except httpx.RequestError as problem:
                 failed = _Again(self._clean(str(problem)) or type(problem).__name__)
             except _Again as problem:
                 failed = problem
-            if failed.wait > LONGEST_WAIT or attempt == TRIES:
+            late += failed.late
+            if failed.wait > LONGEST_WAIT or attempt == TRIES or late == LATE_TRIES:
                 break
             backoff = min(LONGEST_BACKOFF, BACKOFF * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
             self._hold_on(failed, max(backoff, failed.wait))
@@ -119,7 +179,7 @@ class Client:
     ) -> list[Found]:
         """``work`` of every item, side by side, in the items' order; ``tell`` hears of each as it is done.
 
-        The first error ends all of them.
+        The first error ends all of them; what is under way when the time is over is waited for a little (`GRACE`).
         """
         found: dict[int, Found] = {}
         done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
@@ -137,8 +197,9 @@ class Client:
                 except BaseException as problem:
                     done.put((i, None, problem))
 
-        for _ in range(min(self.concurrency, len(items))):
-            threading.Thread(target=run, daemon=True).start()  # ctrl-C must not wait for answers
+        threads = [threading.Thread(target=run, daemon=True) for _ in range(min(self.concurrency, len(items)))]
+        for thread in threads:  # daemons: ctrl-C must not wait for answers
+            thread.start()
         try:
             for _ in items:
                 i, result, problem = done.get()
@@ -147,22 +208,34 @@ class Client:
                 found[i] = result
                 if tell:
                     tell(result)
+        except OutOfTime:
+            stop.set()
+            last = time.monotonic() + GRACE
+            for thread in threads:
+                thread.join(max(0.0, last - time.monotonic()))
+            raise
         finally:
             stop.set()
         return [found[i] for i in range(len(items))]
 
     def _once(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        response = self._http.post(self.url + path, json=dict(body))
-        status, said = response.status_code, ""
+        status, headers, text = self._post(path, body)
+        answer: Any = None
+        said = ""
         with contextlib.suppress(ValueError):
-            answer = response.json()
+            answer = json.loads(text)
             said = _words(answer)
             if status == 200 and isinstance(answer, dict) and not answer.get("error"):
+                if _is_broken_off(answer):
+                    raise _Again("it broke off a reply")
                 return answer
-        said = self._clean(said or response.text)
+        if status == 200 and isinstance(answer, dict):  # gateways say 200 and put what went wrong into the error
+            code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
+            status = code if isinstance(code, int) and code in range(400, 600) else status
+        said = self._clean(said or text)
         if status in _AGAIN or (status >= 500 and status != 501):  # 501: it has no such thing, and will have none
-            raise _Again(f"HTTP {status} {said}".strip(), _retry_after(response.headers.get("retry-after")))
-        if status == 200 and not _is_json(response):
+            raise _Again(f"HTTP {status} {said}".strip(), _retry_after(headers.get("retry-after")))
+        if status == 200 and not isinstance(answer, dict):
             raise _Again(f"its answer is not whole JSON: {said[:80]!r}")
         if status in (401, 403):
             which = f"the key in {next(_set_keys(KEYS))}" if self._key else "no key"
@@ -180,6 +253,23 @@ class Client:
             f" It was asked with {_asked(body)!r}."
         )
 
+    def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:
+        """Status, headers and text of an answer that came whole. Raises httpx.TimeoutException if it takes too long."""
+        import httpx
+
+        end = time.monotonic() + self._seconds
+        request = self._http.build_request("POST", self.url + path, json=dict(body))
+        response = self._http.send(request, stream=True)
+        data = bytearray()
+        with contextlib.closing(response):
+            # httpx counts from byte to byte, so an answer that trickles would never end
+            request.extensions["timeout"]["read"] = max(0.001, end - time.monotonic())
+            for part in response.iter_bytes():
+                data += part
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout("", request=request)
+        return response.status_code, response.headers, data.decode(errors="replace")
+
     def _take_turn(self) -> None:
         """Wait until this request may go out."""
         with self._lock:
@@ -193,21 +283,28 @@ class Client:
             now = time.monotonic()
             if failed.wait:
                 self._free_at = max(self._free_at, now + failed.wait)
-            if tell := seconds >= 2 and now - self._told_at >= 10:
+            tell = seconds >= 2 and now - self._told_at >= 10 and not self._is_over(seconds)
+            if tell:
                 self._told_at = now
         if tell:
             print(f"{self.url}: {failed}; trying again in {seconds:.0f} s.", file=sys.stderr)
         self._pause(seconds)
 
+    def _is_over(self, seconds: float = 0.0) -> bool:
+        """Whether the job's time is over, in so many seconds from now."""
+        return self.until is not None and time.monotonic() + max(0.0, seconds) > self.until
+
     def _pause(self, seconds: float) -> None:
+        if self._is_over(seconds):
+            raise OutOfTime
         stop: threading.Event = getattr(self._thread, "stop", None) or threading.Event()
         if (seconds > 0 and stop.wait(seconds)) or stop.is_set():
             raise _Stopped
 
-    def _clean(self, text: str) -> str:
+    def _clean(self, text: str, most: int = 300) -> str:
         """What a server or a library said, on one line, without the key."""
         text = " ".join(text.split())
-        return (text.replace(self._key, "[key]") if self._key else text)[:300].rstrip(".")
+        return (text.replace(self._key, "[key]") if self._key else text)[:most].rstrip(".")
 
 
 def at_once(given: int | None = None) -> int:
@@ -230,10 +327,19 @@ def _asked(body: Mapping[str, Any]) -> str:
     return str(body.get("prompt") or messages[-1].get("content", ""))[:60]
 
 
-def _is_json(response: Any) -> bool:
+def _is_here(host: str) -> bool:
+    """Whether an address is this machine's own."""
     with contextlib.suppress(ValueError):
-        return isinstance(response.json(), dict)
-    return False
+        place = ipaddress.ip_address(host)
+        return place.is_loopback or place.is_unspecified
+    return host == "localhost"
+
+
+def _is_broken_off(answer: Mapping[str, Any]) -> bool:
+    """Whether the server itself ended a reply, which then is not whole (vLLM says abort when it goes down)."""
+    choices = answer.get("choices")
+    found = choices if isinstance(choices, list) else []
+    return any(isinstance(c, dict) and c.get("finish_reason") in ("abort", "error") for c in found)
 
 
 def _retry_after(value: str | None) -> float:

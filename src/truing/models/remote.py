@@ -21,12 +21,10 @@ from truing.models.client import KEYS, Client, Refused, at_once
 from truing.models.draw import check_settings, make_rows
 from truing.models.lm import LM, Scored
 from truing.models.load import is_remote
+from truing.models.reading import Reader, check_joins
 from truing.text import HUMAN, Format, cut_at_stop
 from truing.types import Dialogue, Sample
 
-ONE_TOKEN = {"max_tokens": 1, "temperature": 1.0}
-"""For reading a prompt. At temperature 1 all servers mean the same by a log-probability."""
-WAYS = ("echo", "prompt_logprobs", "next token")
 _MOST_STOPS = 4  # more are refused by some servers; texts are cut here in any case
 _SURELY = -10.0
 
@@ -46,14 +44,13 @@ class RemoteLM:
         *,
         concurrency: int | None = None,
         requests_per_minute: float | None = None,
-        timeout: float = 300.0,
+        timeout: float | None = None,
     ) -> None:
         url, self.model = _parts(name)
         self.name = name
         self.client = Client(url, concurrency=concurrency, requests_per_minute=requests_per_minute, timeout=timeout)
-        self._way = ""  # of WAYS, the first that works
-        self._top = 20  # likeliest tokens that are asked for
-        self._tops_hold_labels = self._gives_n = self._takes_logprobs = True  # until the server shows otherwise
+        self.reader = Reader(self.client, self.model)
+        self._gives_n = True  # until the server shows otherwise
 
     def render(self, prompt: Dialogue | str) -> str:
         """What is sent: a text as it is, a dialogue as messages, one a line (the server knows their template)."""
@@ -142,39 +139,28 @@ class RemoteLM:
 
         A text's first token counts only after a BOS. By ``echo``, by ``prompt_logprobs``, or (continuations of one
         token only) from the likeliest next tokens: what the server gives. Raises ValueError where it gives none of
-        these, or where a token spans the join.
+        these.
+
+        Where a token spans the join, the two parts are tokenised apart (``boundary``); where the server does not do
+        that, the row's log-probability is NaN, its ``num_tokens`` 0 and ``boundary`` set.
         """
-        pairs = [("", item) if isinstance(item, str) else item for item in items]
-        wanted = list(dict.fromkeys(pair for pair in pairs if pair[1]))
-        if wanted and not self._way:
-            self._way = self._first_way(wanted[0])
-        if self._way == "next token":
-            contexts = list(dict.fromkeys(context for context, _ in wanted if context))
-            tops = dict(zip(contexts, self.client.each(self._likeliest, contexts), strict=True))
-            scores = [_of_one_token(tops.get(context), continuation) for context, continuation in wanted]
-        else:
-            scores = self.client.each(self._read, wanted)
-        found = {("", ""): Scored(0.0, 0)}
-        for pair, scored in zip(wanted, scores, strict=True):
-            if scored is None:
-                raise self._lacks(self._what(pair))
-            found[pair] = scored
-        return [found.get(pair, Scored(0.0, 0)) for pair in pairs]
+        return self.reader.score(items)
 
     def label_logprobs(self, prompts: Sequence[Dialogue | str], labels: Sequence[str]) -> np.ndarray:
         """Log-probabilities in nats of every label after every prompt, float64 [N, L]; not renormalised.
 
         After a dialogue labels are read off the likeliest first tokens of a reply, or as the beginning of a reply if
-        the server gives ``prompt_logprobs`` in chats. Raises ValueError where both fail.
+        the server gives ``prompt_logprobs`` in chats. Raises ValueError where both fail, or where a token spans the
+        join of a text and a label and the server does not tokenise them apart.
         """
         for label in labels:
             if not label:
                 raise ValueError(f"The label {label!r} has no tokens; a label needs at least one.")
         texts = [(prompt, label) for prompt in prompts if isinstance(prompt, str) for label in labels]
-        scored = iter(self.score(texts))
-        talks = iter(
-            self.client.each(lambda d: self._reply_labels(d, labels), [p for p in prompts if isinstance(p, Dialogue)])
-        )
+        scores = self.score(texts)
+        check_joins(self.name, texts, scores)
+        dialogues = [p for p in prompts if isinstance(p, Dialogue)]
+        scored, talks = iter(scores), iter(self.client.each(lambda d: self.reader.reply_labels(d, labels), dialogues))
         rows = [[next(scored).logprob for _ in labels] if isinstance(p, str) else next(talks) for p in prompts]
         return np.array(rows, dtype=np.float64).reshape(len(prompts), len(labels))
 
@@ -194,7 +180,7 @@ class RemoteLM:
         body |= {"n": n} if n > 1 else {}
         body |= {"stop": stops[:_MOST_STOPS]} if stops else {}
         try:
-            answer = self._ask(prompt, body, 0)
+            answer = self.reader.ask(prompt, body)
         except Refused:  # llama.cpp gives no more at once than it has slots
             if n == 1:
                 raise
@@ -205,115 +191,6 @@ class RemoteLM:
             # by chance? Less often than once in e^10 (unknown without log-probabilities, where asking again is safe):
             return samples[:1]  # this server gives all n the same noise
         return samples
-
-    def _ask(self, prompt: Dialogue | str, body: Mapping[str, Any], top: int) -> dict[str, Any]:
-        """Ask for a reply with its log-probabilities and the ``top`` likeliest tokens; without, if that is refused."""
-        talk = isinstance(prompt, Dialogue)
-        path = "/chat/completions" if talk else "/completions"
-        asked = {"messages": prompt.to_messages()} if isinstance(prompt, Dialogue) else {"prompt": prompt}
-        plain = {"model": self.model, **asked, **body}
-        if self._takes_logprobs or top:
-            more = {"logprobs": True, **({"top_logprobs": top} if top else {})} if talk else {"logprobs": top or 1}
-            try:
-                return self.client.ask(path, {**plain, **more})
-            except Refused as no:
-                if top or "logprob" not in str(no).lower():
-                    raise
-                self._takes_logprobs = False
-        return self.client.ask(path, plain)
-
-    def _likeliest(self, prompt: Dialogue | str) -> dict[str, float] | None:
-        """The likeliest next tokens after a prompt: 20, or 5 from servers that give no more."""
-        while True:
-            asked = self._top
-            try:
-                return wire.likeliest(wire.choices_of(self._ask(prompt, ONE_TOKEN, asked))[0])
-            except Refused as no:
-                if asked == 5 or "logprob" not in str(no).lower():
-                    raise
-                self._top = 5
-
-    def _first_way(self, pair: tuple[str, str]) -> str:
-        """Which of WAYS this server answers. Raises what it says against all of them, or that it lacks them."""
-        refusals = []
-        for way in WAYS if pair[0] else WAYS[:2]:
-            self._way = way
-            try:
-                if way == "next token":
-                    found = _of_one_token(self._likeliest(pair[0]), pair[1])
-                else:
-                    found = self._read(pair)
-                if found is not None:
-                    return way
-            except Refused as no:
-                refusals.append(no)
-            finally:
-                self._way = ""
-        if len(refusals) == len(WAYS if pair[0] else WAYS[:2]):
-            raise refusals[0]
-        raise self._lacks(self._what(pair))
-
-    def _read(self, pair: tuple[str, str]) -> Scored | None:
-        """A continuation's score from the log-probabilities of a prompt; None if the answer does not hold them."""
-        tokens = self._prompt_tokens("".join(pair))
-        if tokens is None:
-            return None
-        start = wire.start_of(tokens, *pair)
-        if start is None:  # then the context's tokens are those that it has alone
-            head = [token for token, _ in self._prompt_tokens(pair[0]) or ()]
-            start = len(head)
-            if not head or head != [token for token, _ in tokens[:start]]:
-                raise ValueError(wire.spans(*pair))
-        first = 1 if tokens[0][1] is None else 0  # a server that hides its BOS scores the first token that it shows
-        counted = [value for _, value in tokens[max(first, start) :]]
-        return Scored(float(np.sum(np.array(counted, dtype=np.float64))), len(counted))
-
-    def _prompt_tokens(self, text: str) -> list[wire.Token] | None:
-        """A prompt's tokens by the way that this server knows; None if the answer does not hold them."""
-        body = {"model": self.model, "prompt": text, **ONE_TOKEN}
-        if self._way == "echo":
-            return wire.echoed(self.client.ask("/completions", {**body, "echo": True, "logprobs": 1}), text)
-        return wire.prompt_tokens(self.client.ask("/completions", {**body, "prompt_logprobs": 0}))
-
-    def _reply_labels(self, dialogue: Dialogue, labels: Sequence[str]) -> list[float]:
-        """Log-probabilities of labels with which a reply may begin."""
-        if self._tops_hold_labels:
-            top = self._likeliest(dialogue) or {}
-            if all(label in top for label in labels):
-                return [top[label] for label in labels]
-            self._tops_hold_labels = any(label in top for label in labels)
-        out = []
-        for label in labels:
-            opened = {
-                "model": self.model,
-                "messages": [*dialogue.to_messages(), {"role": "assistant", "content": label}],
-                "add_generation_prompt": False,
-                "continue_final_message": True,
-                "prompt_logprobs": 0,
-            }
-            try:
-                tokens = wire.prompt_tokens(self.client.ask("/chat/completions", opened | ONE_TOKEN))
-            except Refused:
-                tokens = None
-            place = wire.ends_with(tokens, label) if tokens else None
-            if not tokens or not place:
-                raise self._lacks(f"log-probabilities of a reply that begins with {', '.join(map(repr, labels))}")
-            out.append(float(sum(value or 0.0 for _, value in tokens[place:])))
-        return out
-
-    def _what(self, pair: tuple[str, str]) -> str:
-        """What is missing for a score, in words."""
-        prompt = "log-probabilities of a prompt (echo with logprobs, or prompt_logprobs, on /completions)"
-        if not pair[0]:
-            return prompt
-        return f"{prompt}, and none of {pair[1][:30]!r} among the likeliest next tokens"
-
-    def _lacks(self, what: str) -> ValueError:
-        return ValueError(
-            f"The server {self.client.url} answers, but gives no {what}; this cannot be scored without. vLLM gives "
-            "them; llama.cpp lists only tokens that it draws, and `transformers serve` none. Serve it with vLLM, or "
-            "name its folder or .gguf file instead of a server."
-        )
 
 
 AnyLM = LM | RemoteLM
@@ -365,7 +242,3 @@ def _sample(choice: Mapping[str, Any], stops: Sequence[str], stop_after: Sequenc
         tokens = None if kept is None else tokens[:kept]
     logprobs = None if tokens is None else tuple(value for _, value in tokens)
     return Sample(text, (), logprobs, "stop" if cut else wire.finish_of(choice), seed)
-
-
-def _of_one_token(top: Mapping[str, float] | None, continuation: str) -> Scored | None:
-    return Scored(top[continuation], 1) if top and continuation in top else None

@@ -19,6 +19,10 @@ BROKEN = "\ufffd"
 """Stands in a token's text for bytes that are no whole character."""
 
 
+class Spans(ValueError):
+    """No place divides a prompt's tokens into context and continuation."""
+
+
 def choices_of(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The choices of an answer. Raises ValueError if it has none."""
     found = answer.get("choices")
@@ -37,8 +41,9 @@ def text_of(choice: Mapping[str, Any]) -> str:
 
 
 def finish_of(choice: Mapping[str, Any]) -> Finish:
-    """``length`` if the reply was cut at ``max_tokens``, else ``stop``."""
-    return "length" if choice.get("finish_reason") == "length" else "stop"
+    """``length`` if cut at ``max_tokens``, ``filtered`` if the server's filter withheld or cut it, else ``stop``."""
+    reason = choice.get("finish_reason")
+    return "filtered" if reason == "content_filter" else "length" if reason == "length" else "stop"
 
 
 def drawn_tokens(choice: Mapping[str, Any]) -> list[tuple[bytes, float]] | None:
@@ -120,8 +125,24 @@ def prompt_tokens(answer: Mapping[str, Any]) -> list[Token] | None:
     return _whole(out)
 
 
+def prompt_ids(answer: Mapping[str, Any]) -> list[int] | None:
+    """The ids of a prompt's tokens (vLLM's ``return_token_ids``); None if not given."""
+    found = choices_of(answer)[0].get("prompt_token_ids") or answer.get("prompt_token_ids")
+    good = isinstance(found, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in found)
+    return found or None if good else None
+
+
+def echoed_ids(answer: Mapping[str, Any], count: int) -> list[Token] | None:
+    """The ``count`` tokens of a prompt of ids sent with ``echo``, without what was drawn; None if not given."""
+    found = choices_of(answer)[0].get("logprobs")
+    tokens, values = (found.get("tokens"), found.get("token_logprobs")) if isinstance(found, dict) else (None, None)
+    if not isinstance(tokens, list) or not isinstance(values, list) or not len(tokens) == len(values) >= count:
+        return None
+    return _whole([(str(t), _number(v)) for t, v in zip(tokens[:count], values[:count], strict=True)])
+
+
 def start_of(tokens: Sequence[Token], context: str, continuation: str) -> int | None:
-    """The place of the first token of the continuation. Raises ValueError if a token spans the join.
+    """The place of the first token of the continuation. Raises Spans if a token spans the join.
 
     Looked for from both ends, because texts of tokens that are parts of characters do not add up; None if there are
     such tokens on both sides.
@@ -144,16 +165,7 @@ def start_of(tokens: Sequence[Token], context: str, continuation: str) -> int | 
         return tail
     if BROKEN in whole:
         return None
-    raise ValueError(spans(context, continuation))
-
-
-def spans(context: str, continuation: str) -> str:
-    """What to say where no place divides a prompt's tokens into context and continuation."""
-    return (
-        f"The server's tokenizer has a token that spans the join of {context[-20:]!r} and {continuation[:20]!r} (or "
-        "its tokens do not add up to the text), so the continuation's own log-probability cannot be told. Move the "
-        "join (a context should not end in a space), or score with the model's folder instead of a server."
-    )
+    raise Spans(f"A token spans the join of {context[-20:]!r} and {continuation[:20]!r}.")
 
 
 def ends_with(tokens: Sequence[Token], text: str) -> int | None:

@@ -143,9 +143,13 @@ class Run:
         compute = choose(config.device, config.dtype, config.threads)
         dtype = str(compute.dtype).removeprefix("torch.")
         facts = {"device": str(compute.device), "dtype": dtype, "threads": compute.threads}
-        self.environment["compute"] = {**facts, "measured": compute.measured}
-        atomic_write(self.path / "environment.json", as_json(self.environment))
+        self.remember("compute", {**facts, "measured": compute.measured})
         return compute
+
+    def remember(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Put facts into ``environment.json`` under a name; those of that name before are replaced."""
+        self.environment[name] = dict(facts)
+        atomic_write(self.path / "environment.json", as_json(self.environment))
 
     def log(self, step: int, **metrics: Any) -> None:
         """Append one line to ``metrics.jsonl``; what is not finite becomes null."""
