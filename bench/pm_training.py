@@ -40,12 +40,12 @@ PEER_DEFAULT_BATCH = 8
 
 def options_of(argv: list[str] | None = None) -> Any:
     own = parser(__doc__.splitlines()[0], list(TARGETS))
-    own.add_argument("--pairs", type=int, default=32)
+    own.add_argument("--pairs", type=int, default=16)
     own.add_argument("--batch", type=int, default=PEER_DEFAULT_BATCH, help="pairs in an optimiser step, on both sides")
     own.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="of truing; auto: its own choice")
     own.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="pairs at a time to try (tuned)")
     own.add_argument("--trial", type=int, default=8, help="pairs on which TRL's settings are tried")
-    own.add_argument("--check", type=int, default=8, help="pairs, in two steps, on which both sides must agree")
+    own.add_argument("--check", type=int, default=4, help="pairs, in two steps, on which both sides must agree")
     own.add_argument("--step-tolerance", type=float, default=1e-2, help="by which gaps may differ after two steps")
     own.add_argument("--learning-rate", type=float, default=1e-5)
     options = own.parse_args(argv)

@@ -94,12 +94,7 @@ def texts(tokenizer: Any, count: int, tokens: int, seed: int) -> list[list[int]]
 
 
 def mixed_prompts(tokenizer: Any, count: int, seed: int) -> list[list[int]]:
-    """Token ids of `mixed_dialogues` in the model's own format."""
-    return [encode(dialogue, tokenizer, "chat") for dialogue in mixed_dialogues(count, seed)]
-
-
-def mixed_dialogues(count: int, seed: int) -> list[Dialogue]:
-    """``count`` different requests, after 0 to 2 earlier turns of talk each."""
+    """Token ids of ``count`` different requests in the model's own format, after 0 to 2 earlier turns of talk each."""
     rng = random.Random(seed)
     asked = [prompt.text for prompt in helpful_prompts()]
     replies = [turn.text for talk in hhh_dialogues() for turn in talk.turns if turn.role != "human"]
@@ -108,7 +103,7 @@ def mixed_dialogues(count: int, seed: int) -> list[Dialogue]:
         dialogue = Dialogue()
         for _ in range(i % 3):
             dialogue = dialogue.ask(rng.choice(asked)).reply(rng.choice(replies))
-        out.append(dialogue.ask(text))
+        out.append(encode(dialogue.ask(text), tokenizer, "chat"))
     return out
 
 

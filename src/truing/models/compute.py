@@ -14,6 +14,8 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MARGIN = 1.15
 """bf16, or one more thread, must be faster by this factor to be taken: noise must not decide."""
+CPU_PACK = 512
+"""Most tokens in a pack that is trained on a CPU, where attention pays for masked-out places too."""
 _SHAPE = (512, 576, 1536)
 
 
@@ -53,6 +55,15 @@ def choose(device: str = "auto", dtype: str | torch.dtype = "auto", threads: int
         threads, name = pick(measured, threads, name)
     torch.set_num_threads(threads)
     return Compute(chosen, DTYPES[name], threads, measured)
+
+
+def pack_budget(tokens: int, device: torch.device) -> int:
+    """Tokens in one pack in training: as many as were asked for, on a CPU at most ``CPU_PACK``.
+
+    >>> [pack_budget(tokens, torch.device(kind)) for tokens, kind in ((2048, "cpu"), (64, "cpu"), (2048, "cuda"))]
+    [512, 64, 2048]
+    """
+    return min(tokens, CPU_PACK) if device.type == "cpu" else tokens
 
 
 def autocast(device: str | torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from truing.configs import PMTrain
 from truing.data.files import write_rows
-from truing.models.compute import autocast
+from truing.models.compute import autocast, pack_budget
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.models.tree import Pack
@@ -117,8 +117,8 @@ class PMTrainer:
         self.steps_per_epoch = math.ceil(len(self.train_set) / config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         say = _say if config.frozen_layers else lambda _: None
-        k, budget = config.frozen_layers, config.tokens_per_pack
-        self.trunk = Trunk(pm.backbone, k, self.pairs.sequences, budget, self.precision, say, kept)
+        k = config.frozen_layers
+        self.trunk = Trunk(pm.backbone, k, self.pairs.sequences, self.budget, self.precision, say, kept)
         head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
         self.optimizer = make_optimizer(
             [
@@ -140,6 +140,11 @@ class PMTrainer:
         return Pairs(
             self.pairs.sequences, self.pairs.chosen[:n], self.pairs.rejected[:n], [g for g in groups if len(g)]
         )
+
+    @property
+    def budget(self) -> int:
+        """Tokens in one pack."""
+        return pack_budget(self.config.tokens_per_pack, self.pm.device)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast to bf16 where the run chose it; weights, head and loss stay float32."""
@@ -173,7 +178,7 @@ class PMTrainer:
     def backward(self, batch: np.ndarray) -> tuple[float, np.ndarray, int]:
         """Add the gradient of the batch's mean loss, pack by pack; returns loss, score gaps and tokens computed."""
         loss, tokens, gaps = 0.0, 0, []
-        for chunk in chunks(self.pairs, batch, self.config.tokens_per_pack):
+        for chunk in chunks(self.pairs, batch, self.budget):
             members = list(dict.fromkeys([*self.pairs.chosen[chunk], *self.pairs.rejected[chunk]]))
             (pack,) = pack_sequences(self.pairs.sequences, members)
             scores = self.scores(pack)
@@ -191,7 +196,7 @@ class PMTrainer:
     def score_all(self, sequences: Sequence[int]) -> dict[int, float]:
         """Raw scores of some of the sequences."""
         found: dict[int, float] = {}
-        for pack in pack_sequences(self.pairs.sequences, list(dict.fromkeys(sequences)), self.config.tokens_per_pack):
+        for pack in pack_sequences(self.pairs.sequences, list(dict.fromkeys(sequences)), self.budget):
             found.update(zip(pack.members, self.scores(pack).double().tolist(), strict=True))
         return found
 
@@ -232,7 +237,7 @@ def _expected(config: PMTrain, train_set: list[Comparison], held_out: list[Compa
     began = time.perf_counter()
     _, _, tokens = trainer.backward(np.arange(len(sample)))
     seconds = time.perf_counter() - began
-    packs = pack_sequences(whole.sequences, range(len(whole.sequences)), config.tokens_per_pack)
+    packs = pack_sequences(whole.sequences, range(len(whole.sequences)), trainer.budget)
     read = sum(map(len, packs)) * len(train_set) // (len(train_set) + len(held_out))
     every = sum(p.numel() for p in pm.parameters())
     trained = sum(p.numel() for _, p in pm.trainable_parameters())

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from truing.configs import PPOTrain
 from truing.data.prompts import PromptRow
+from truing.models.compute import pack_budget
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM, show_prompt
 from truing.runs import Run
@@ -57,8 +58,6 @@ __all__ = [
 
 RewardFn = Callable[[list[Dialogue]], np.ndarray]
 RATIO_TOLERANCE = 1e-5
-CPU_PACK = 512
-"""Most tokens in a pack on a CPU, where attention pays for masked-out places; one prompt's replies fit."""
 
 
 def train_ppo(
@@ -212,7 +211,7 @@ class PPO:
         models, device = self.models, self._device()
         mask = mask_of(replies, device)
         paths = [models.pm.pm_ids(r.dialogue) for r in replies] if models.pm else None
-        budget = min(self.config.tokens_per_pack, CPU_PACK if device.type == "cpu" else self.config.tokens_per_pack)
+        budget = pack_budget(self.config.tokens_per_pack, device)
         groups = [
             pack_replies(replies, rows.tolist(), mask.shape[1], pm_paths=paths, budget=budget, device=device)
             for rows in np.array_split(np.arange(len(replies)), minibatches)
@@ -360,7 +359,9 @@ class PPO:
     def _score(self, dialogues: list[Dialogue]) -> np.ndarray:
         """Scores of a judge that reads by itself: centred PM scores, or what the reward function says."""
         if self.pm is not None:
-            return np.asarray(self.pm.score(dialogues), dtype=float)
+            budget = pack_budget(self.config.tokens_per_pack, self.pm.device)
+            with self.models.precision():
+                return np.asarray(self.pm.score(dialogues, budget=budget), dtype=float)
         assert self.reward_fn is not None
         scores = np.asarray(self.reward_fn(dialogues), dtype=float)
         if scores.shape != (len(dialogues),) or not np.isfinite(scores).all():
