@@ -91,7 +91,7 @@ class PMTrain(Common, Optim):
     max_length: int = 1024
     """Tokens a dialogue may have; longer ones lose their beginning, never the reply."""
     tokens_per_pack: int = 2048
-    """Token budget of one forward pass."""
+    """Token budget of one forward pass; at most 512 are taken on a CPU, where larger ones are slower."""
     frozen_layers: int = 0
     """Lower layers that are kept frozen (their states are computed once per dialogue)."""
     head_learning_rate: float | None = None
@@ -167,7 +167,7 @@ class PPOTrain(Common, Optim):
     eval_every: int = 0
     """Steps between evaluations on --eval-prompts; 0: at start and end."""
     tokens_per_pack: int = 2048
-    """Token budget of one forward pass."""
+    """Token budget of one forward pass; at most 512 are taken on a CPU, where larger ones are slower."""
     learning_rate: Annotated[float, alias("lr")] = 1e-6
     """Peak learning rate of the policy."""
     resume_from_checkpoint: str | None = None

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from truing.configs import PMTrain
+from truing.models import compute
 from truing.models.family import byte_tokenizer, new_model
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
@@ -92,6 +93,20 @@ def test_loss_at_the_start_is_ln_2(shape: str) -> None:
     rows, _ = planted(64)
     t = trainer(rows, lm=toy_lm(shape))
     assert t.backward(np.arange(64))[0] == pytest.approx(math.log(2), abs=0.02)
+
+
+def test_packs_stay_small_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There attention pays for masked-out places too. Planted: --tokens-per-pack alone decides."""
+    rows, _ = planted(12, prompts=4)
+    t = trainer(rows, tokens_per_pack=10**6)
+    whole = gradients(t, np.arange(12))
+    sizes, last = [], t.trunk.last
+    monkeypatch.setattr(t.trunk, "last", lambda pack: sizes.append(len(pack)) or last(pack))
+    monkeypatch.setattr(compute, "CPU_PACK", 150)
+    parts = gradients(t, np.arange(12))
+    assert len(sizes) > 1 and max(sizes) <= 150
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_packed_gradient_equals_one_pair_at_a_time_and_one_batch() -> None:

@@ -180,6 +180,23 @@ def test_measured_numbers_equal_one_reply_at_a_time(frozen: int, vocab: int, mon
         torch.testing.assert_close(batch.values[i, :n], values, atol=1e-4, rtol=1e-4)
 
 
+def test_a_judge_apart_reads_in_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: float32 where the run chose bf16; packs of 2048 tokens on a CPU."""
+    lm = toy_lm()
+    pm = toy_pm(lm)
+    ppo = toy(pm, lm)
+    ppo.models.autocast = torch.bfloat16
+    seen, read = [], pm.read
+
+    def reading(*given: Any, budget: int) -> Any:
+        seen.append((torch.is_autocast_enabled("cpu"), budget))
+        return read(*given, budget=budget)
+
+    monkeypatch.setattr(pm, "read", reading)
+    ppo._score([prompt.reply("yes") for prompt in PROMPTS])
+    assert seen == [(True, 512)]
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_chunked_gradients_equal_plain_autograd(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: division by each chunk's own tokens; the head's part of the gradient lost; value_coef forgotten; k3 of
