@@ -169,7 +169,7 @@ def show(outcomes: dict[str, list[Outcome]], pairs: int, floors: dict[str, float
     for kind in ("compute", "memory"):
         seconds = floors[f"{kind}_seconds"]
         rows.append([f"floor by {kind}", seconds, None, None, pairs / seconds, None, None])
-    print_table(("side", "seconds", "range", "CPU s", "pairs/s", "tokens read", "MiB"), rows)
+    print_table(("side", "seconds", "range", "CPU s", "pairs/s", "real tokens", "MiB"), rows)
 
 
 if __name__ == "__main__":
