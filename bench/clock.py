@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Job = dict[str, Any]
-_PACKAGES = ("torch", "transformers", "lm_eval", "truing", "numpy")
+_PACKAGES = ("torch", "transformers", "lm_eval", "trl", "accelerate", "truing", "numpy")
 
 
 class Clock:

@@ -13,8 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".bench"
 """Environments and job files lie here; git ignores it."""
 CONSTRAINTS = ROOT / "constraints.txt"
-PEERS = {"hf": ("lm_eval[hf]",)}
-"""What each environment holds beside torch; versions are those of constraints.txt. ``hf``: lm-eval and transformers."""
+PEERS = {
+    "hf": (("lm_eval[hf]",), ("lm_eval", "transformers")),
+    "trl": (("trl==1.16.0",), ("transformers", "accelerate")),
+    "trl-ppo": (("trl==1.12.0",), ("transformers", "accelerate")),
+}
+"""What each environment holds beside torch, and which packages of constraints.txt must have the same version there.
+
+``hf``: lm-eval and transformers. ``trl``: the newest TRL. ``trl-ppo``: the last one with a PPO trainer.
+"""
 
 
 def pinned(package: str, constraints: Path = CONSTRAINTS) -> str:
@@ -32,7 +39,8 @@ def peer_python(name: str) -> Path:
     """
     folder = WORK / f"peer-{name}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    wanted = "\n".join([pinned("torch"), *PEERS[name], pinned("lm_eval"), pinned("transformers")])
+    packages, pins = PEERS[name]
+    wanted = "\n".join([pinned("torch"), *packages, *map(pinned, pins)])
     ready = folder / "ready.txt"
     if ready.is_file() and ready.read_text(encoding="utf-8") == wanted:
         return python
@@ -42,6 +50,6 @@ def peer_python(name: str) -> Path:
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
     index = ["-i", os.environ["TORCH_INDEX"]] if os.environ.get("TORCH_INDEX") else []
     subprocess.run([*pip, *index, pinned("torch")], check=True)
-    subprocess.run([*pip, "-c", str(CONSTRAINTS), *PEERS[name]], check=True)
+    subprocess.run([*pip, "-c", str(CONSTRAINTS), *packages], check=True)
     ready.write_text(wanted, encoding="utf-8")
     return python

@@ -78,6 +78,7 @@ class Machine:
     flops: float
     bandwidth: float
     threads: int
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,16 @@ def sampling_work(prompts: Sequence[Ids], lengths: Sequence[Sequence[int]]) -> W
             tokens += length - 1
             keys += _sum_to(len(prompt) + length - 1) - _sum_to(len(prompt))
     return Work(tokens, keys, heads)
+
+
+def training_flops(shape: Shape, sequences: Sequence[Ids], frozen: int = 0) -> int:
+    """Operations of one step of training on sequences whose common beginnings are read once, the head left out.
+
+    Twice a forward pass more for the gradients, in the layers that are trained.
+    """
+    work = scoring_work([[*s, -1] for s in sequences], [len(s) for s in sequences])
+    whole = shape.flops(work.tokens, work.keys, 0)
+    return whole + 2 * whole * (shape.layers - frozen) // shape.layers
 
 
 def sampling_bytes(shape: Shape, prompts: Sequence[Ids], lengths: Sequence[Sequence[int]]) -> int:

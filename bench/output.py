@@ -53,16 +53,16 @@ def parser(description: str, rows: Sequence[str], repeats: int = 3) -> argparse.
     return out
 
 
-def measure_peak(python: str | Path, threads: int) -> tuple[Machine, Outcome]:
-    """This machine's best, and all that was measured for it."""
-    outcome = run_side(Side("peak", python, "peak.py", {}), threads)
+def measure_peak(python: str | Path, threads: int, dtype: str = "float32") -> tuple[Machine, Outcome]:
+    """This machine's best, and all that was measured for it. ``dtype`` auto: the one truing chooses here."""
+    outcome = run_side(Side("peak", python, "peak.py", {"dtype": dtype}), threads)
     found = outcome["results"]
-    return Machine(found["flops"], found["bandwidth"], found["threads"]), outcome
+    return Machine(found["flops"], found["bandwidth"], found["threads"], found["dtype"]), outcome
 
 
 def best_of(first: Machine, last: Machine) -> Machine:
     """The better of what was measured before and after, so that a busy moment lowers no floor."""
-    return Machine(max(first.flops, last.flops), max(first.bandwidth, last.bandwidth), first.threads)
+    return Machine(max(first.flops, last.flops), max(first.bandwidth, last.bandwidth), first.threads, first.dtype)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -89,7 +89,7 @@ def _num(value: Any) -> bool:
 def machine_line(machine: Machine) -> str:
     return (
         f"measured in this run: matrix products {machine.flops / 1e9:.0f} GFLOP/s, memory "
-        f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.threads} thread{'s' * (machine.threads != 1)}, float32"
+        f"{machine.bandwidth / 1e9:.1f} GB/s, {machine.threads} thread{'s' * (machine.threads != 1)}, {machine.dtype}"
     )
 
 

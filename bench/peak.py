@@ -28,9 +28,9 @@ def fastest(action: Callable[[], Any], seconds: float) -> float:
     return best
 
 
-def product_speed(rows: int, inner: int, columns: int, seconds: float = 0.6) -> float:
-    """FLOP/s of one float32 matrix product."""
-    left, right = torch.randn(rows, inner), torch.randn(columns, inner)
+def product_speed(rows: int, inner: int, columns: int, dtype: torch.dtype, seconds: float = 0.6) -> float:
+    """FLOP/s of one matrix product."""
+    left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
     return 2 * rows * inner * columns / fastest(lambda: torch.nn.functional.linear(left, right), seconds)
 
 
@@ -43,11 +43,12 @@ def bandwidth(seconds: float = 0.6) -> float:
 
 
 def work(job: Job, clock: Clock) -> dict[str, Any]:
-    compute = choose("cpu", "float32", job["threads"])
+    compute = choose("cpu", job.get("dtype", "float32"), job["threads"])
     with clock.time("peak"):
-        products = {" x ".join(map(str, shape)): product_speed(*shape) for shape in PRODUCTS}
+        products = {" x ".join(map(str, shape)): product_speed(*shape, compute.dtype) for shape in PRODUCTS}
         found = {"flops": max(products.values()), "bandwidth": bandwidth()}
-    return {**found, "threads": compute.threads, "products": products, "tried": compute.measured}
+    dtype = str(compute.dtype).removeprefix("torch.")
+    return {**found, "threads": compute.threads, "dtype": dtype, "products": products, "tried": compute.measured}
 
 
 if __name__ == "__main__":

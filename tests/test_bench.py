@@ -15,6 +15,9 @@ import torch
 import floor
 import lm_eval_scoring
 import output
+import pairs
+import pm_training
+import ppo_iteration
 import sampling
 import scoring_floor
 import side
@@ -147,6 +150,108 @@ def test_operations_equal_those_torch_counts() -> None:
     )
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_operations_of_training_equal_those_torch_counts(frozen: int) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from truing.models.family import new_model
+
+    model = new_model("llama", layers=2, width=32, heads=2, vocab_size=259, max_positions=64, seed=0).model
+    model.set_attn_implementation("eager")
+    shape = floor.Shape.of(model.config.to_dict())
+    model.requires_grad_(not frozen)
+    model.layers[1].requires_grad_(True)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.arange(20)[None], use_cache=False).last_hidden_state.sum().backward()
+    triangle = 20 * 21 // 2  # what is needed of the square of attention that eager computes
+    spared = 4 * shape.width * (20 * 20 - triangle) * (shape.layers + 2 * (shape.layers - frozen))
+    assert counter.get_total_flops() - spared == floor.training_flops(shape, [list(range(20))], frozen)
+
+
+def test_common_beginnings_are_trained_on_once() -> None:
+    shape = floor.Shape(layers=2, hidden=2, width=2, kv_width=2, inner=3, vocabulary=5)
+    work = shape.flops(tokens=3 + 2 + 1, keys=1 + 2 + 3 + 4 + 5 + 4, heads=0)
+    assert floor.training_flops(shape, [[1, 2, 3, 4, 5], [1, 2, 3, 9]]) == 3 * work
+
+
+class Bytes:
+    """A tokenizer of one token a byte, with a plain chat template."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": list(text.encode("latin-1", "replace"))}
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode("latin-1")
+
+    chat_template = "yes"
+    added_tokens_decoder: dict[int, Any] = {}
+
+    def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool, **_: Any) -> str:
+        return "".join(f"<{m['role'][0]}>{m['content']}<e>" for m in messages) + "<a>" * add_generation_prompt
+
+
+def test_pairs_are_as_long_as_those_of_hh() -> None:
+    tokenizer, longer = Bytes(), 5  # bytes: the packaged questions alone are longer than HH's shortest prompts
+    found = pairs.hh_like(tokenizer, 100, seed=0)
+    assert found == pairs.hh_like(tokenizer, 100, seed=0) != pairs.hh_like(tokenizer, 100, seed=1)
+    assert len({c.prompt for c in found}) == 100 and all(c.prompt.is_prompt for c in found)
+    for replies in ([c.chosen for c in found], [c.rejected for c in found]):
+        lengths = sorted(map(len, replies))
+        assert abs(lengths[50] - 56) < longer and abs(lengths[25] - 26) < longer and 250 < lengths[-1] <= 300
+    sizes = torch.tensor([[len(c.chosen), len(c.rejected)] for c in found], dtype=torch.float)
+    assert 0.2 < torch.corrcoef(sizes.T)[0, 1] < 0.8
+    prompts = sorted(sum(len(turn.text) for turn in c.prompt.turns) for c in found)
+    assert prompts[-1] < 760 and 200 < prompts[75] < 270
+    assert sum(len(c.prompt.turns) > 1 for c in found) > 25
+
+
+def training_sides(steps: tuple[int, int] = (4, 4), lengths: tuple[int, int] = (100, 50)) -> dict[str, Any]:
+    """Outcomes of both sides by either module's names; ours takes 10 s, the peer 30 s."""
+    sides = zip(("ours", "theirs"), (10.0, 30.0), steps, lengths, strict=True)
+    return {
+        name: [{"seconds": {"all": s}, "results": {"steps": n, "lengths": [drawn - 5, 5]}}]
+        for name, s, n, drawn in sides
+    }
+
+
+def named(module: Any, outcomes: dict[str, Any]) -> dict[str, Any]:
+    return {module.TRUING: outcomes["ours"], module.PEER: outcomes["theirs"]}
+
+
+def test_training_is_compared_only_where_both_sides_learn_alike() -> None:
+    options = pm_training.options_of(["defaults"])
+    agreed = {"same_job": True, "difference_before": 1e-6, "difference_after": 1e-5}
+    verdict = pm_training.judge(named(pm_training, training_sides()), agreed, options)
+    assert verdict.ratio == pytest.approx(3.0) and verdict.target == 2.5
+    for wrong in ({"same_job": False}, {"difference_before": 0.1}, {"difference_after": 0.5}):
+        verdict = pm_training.judge(named(pm_training, training_sides()), agreed | wrong, options)
+        assert verdict.ratio is None and "NO RATIO" in str(verdict)
+    assert pm_training.judge(named(pm_training, training_sides(steps=(4, 3))), agreed, options).ratio is None
+
+
+def test_the_lower_of_both_ppo_ratios_counts() -> None:
+    options = ppo_iteration.options_of(["shared-trunk"])
+    agreed = {"same_prompts": True, "difference": 1e-5}
+    verdict = ppo_iteration.judge(named(ppo_iteration, training_sides()), agreed, options)
+    assert verdict.ratio == pytest.approx(3.0) and "6.00 by time per reply token" in verdict.note
+    verdict = ppo_iteration.judge(named(ppo_iteration, training_sides(lengths=(50, 100))), agreed, options)
+    assert verdict.ratio == pytest.approx(1.5) and "MISSED" in str(verdict)
+    for wrong in ({"same_prompts": False}, {"difference": 1.0}):
+        assert ppo_iteration.judge(named(ppo_iteration, training_sides()), agreed | wrong, options).ratio is None
+    assert ppo_iteration.judge(named(ppo_iteration, training_sides(steps=(2, 8))), agreed, options).ratio is None
+
+
+def test_ppo_operations_by_hand() -> None:
+    shape = floor.Shape(layers=4, hidden=2, width=2, kv_width=2, inner=3, vocabulary=5)
+    prompts, lengths = [[1, 2, 3]], [[1, 2]]
+    whole = shape.flops(tokens=3 + 1 + 2, keys=6 + 4 + 4 + 5, heads=0)
+    head = 2 * 2 * 5 * 3
+    # reference, PM and value once; then the passes of policy and value function with their gradients
+    assert ppo_iteration.iteration_flops(shape, prompts, lengths, 2, 0) == 3 * whole + head + 2 * (6 * whole + 3 * head)
+    top = whole // 4
+    assert ppo_iteration.iteration_flops(shape, prompts, lengths, 1, 3) == 3 * top + head + 6 * top + 3 * head
+
+
 def test_what_is_written_is_plain_json_without_paths(tmp_path: Path) -> None:
     options = lm_eval_scoring.options_of(["zeroshot-letters", "--out", str(tmp_path), "--model", f"{Path.home()}/m"])
     verdict = output.Verdict(math.inf, 1e-3, "nats", None, 1, "results differ")
@@ -160,7 +265,8 @@ def test_what_is_written_is_plain_json_without_paths(tmp_path: Path) -> None:
 
 def test_every_command_of_the_readme_exists() -> None:
     commands = re.findall(r"^\| `python bench/(\w+)\.py (\S+)`", (BENCH / "README.md").read_text(), re.M)
-    modules = {"lm_eval_scoring": lm_eval_scoring, "sampling": sampling, "scoring_floor": scoring_floor}
-    assert {name for name, _ in commands} == set(modules) and len(commands) == 8
+    every = (lm_eval_scoring, sampling, scoring_floor, pm_training, ppo_iteration)
+    modules = {module.__name__: module for module in every}
+    assert {name for name, _ in commands} == set(modules) and len(commands) == 12
     for name, row in commands:
         assert modules[name].options_of([row]).row == row

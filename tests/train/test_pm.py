@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from truing.configs import PMTrain
+from truing.models import tree
 from truing.models.family import byte_tokenizer, new_model
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
@@ -92,6 +93,13 @@ def test_loss_at_the_start_is_ln_2(shape: str) -> None:
     rows, _ = planted(64)
     t = trainer(rows, lm=toy_lm(shape))
     assert t.backward(np.arange(64))[0] == pytest.approx(math.log(2), abs=0.02)
+
+
+def test_packs_stay_small_on_a_cpu_unless_told_otherwise() -> None:
+    """There attention pays for masked-out places too. Planted: one budget for every device."""
+    rows, _ = planted(12, prompts=4)
+    assert trainer(rows).budget == 512 and trainer(rows, tokens_per_pack=900).budget == 900
+    assert tree.pack_budget("cuda") == 2048
 
 
 def test_packed_gradient_equals_one_pair_at_a_time_and_one_batch() -> None:

@@ -210,6 +210,23 @@ def test_the_trunk_reads_no_reply_again_that_sampling_has_read(monkeypatch: pyte
         torch.testing.assert_close(getattr(batch, name), getattr(plain, name), atol=1e-5, rtol=1e-5)
 
 
+def test_a_judge_apart_reads_in_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: float32 where the run chose bf16."""
+    lm = toy_lm()
+    pm = toy_pm(lm)
+    ppo = toy(pm, lm)
+    ppo.models.autocast = torch.bfloat16
+    seen, read = [], pm.read
+
+    def reading(*given: Any, budget: int) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return read(*given, budget=budget)
+
+    monkeypatch.setattr(pm, "read", reading)
+    ppo.look(ppo._sample(ppo.policy, ppo.prompts_of(0), 5))
+    assert seen == [True]
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_chunked_gradients_equal_plain_autograd(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: division by each chunk's own tokens; the head's part of the gradient lost; value_coef forgotten; k3 of

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,8 @@ class PPO:
                 if models.pm:
                     scores = models.pm_scores(parts, len(replies)).double().numpy() - models.pm.reference_mean
                 else:
-                    scores = judged([r.dialogue for r in replies], self.pm, self.reward_fn)
+                    with models.precision() if self.pm else nullcontext():
+                        scores = judged([r.dialogue for r in replies], self.pm, self.reward_fn)
             batch.scores = torch.as_tensor(np.asarray(scores, dtype=np.float32)).to(device)
             return groups, batch
 
