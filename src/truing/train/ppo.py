@@ -12,7 +12,7 @@ here), clip_fraction (policy/clipfrac_avg), approx_kl (policy/approxkl_avg), rat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from truing.models.heads import PreferenceModel
 from truing.models.lm import LM, show_prompt
 from truing.models.tree import pack_budget
 from truing.runs import Run
-from truing.stats import Interval
+from truing.train import ppo_share
 from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, rng, set_lr, train
-from truing.train.ppo_batch import Batch, Part, Reply, draw, mask_of, pack_replies
+from truing.train.parallel import ALONE, Group, compute_of, open_run, processes
+from truing.train.ppo_batch import Batch, Part, Reply, mask_of, pack_replies
 from truing.train.ppo_eval import (
     Evaluation,
     describe,
@@ -37,6 +38,7 @@ from truing.train.ppo_eval import (
     numbers,
     policy_accuracy,
     sample_rows,
+    stopped_numbers,
     warnings,
 )
 from truing.train.ppo_math import (
@@ -49,6 +51,7 @@ from truing.train.ppo_math import (
 )
 from truing.train.ppo_models import build_models, weights_hash
 from truing.train.ppo_setup import check, data_hash, expected, prompt_rows, short_enough, stand_ins, tell_overlap
+from truing.train.ppo_share import RewardFn
 from truing.types import Dialogue
 
 __all__ = [
@@ -56,7 +59,6 @@ __all__ = [
     "train_ppo", "whiten",
 ]  # fmt: skip
 
-RewardFn = Callable[[list[Dialogue]], np.ndarray]
 RATIO_TOLERANCE = 1e-5
 
 
@@ -75,7 +77,8 @@ def train_ppo(
     ``prompts``, ``eval_prompts`` (rows carry ids, and sources by which scores are split), ``lm``, ``pm`` and
     ``test_pms`` (by name) stand in for what the config names; ``reward_fn`` (dialogues → one score each) for the
     preference model. The run holds the policy as a Hugging Face folder ``model/`` and the numbers pm_score_gain, kl,
-    entropy, reply_tokens, eos_rate (and the last three ``/before``).
+    entropy, reply_tokens, eos_rate (and the last three ``/before``). The processes that torchrun started share the
+    work: the first one writes the run, all return it.
     Raises ValueError for options or prompts that cannot be used, and where the self-check of the first step fails.
     """
     check(config)
@@ -86,36 +89,34 @@ def train_ppo(
     hashes = {name: data_hash(items) for name, items in given.items() if items is not None}
     files = [] if prompts is not None else [*config.prompts]
     files += [] if eval_prompts is not None else [*config.eval_prompts]
-    run = Run.open("rlhf train", config, data_files=files, data_hashes=hashes, slug=Path(config.policy).name)
-    if run.done:
-        return run
-    compute = run.compute(config)
-    where: dict[str, Any] = {"device": compute.device, "dtype": torch.float32}  # bf16, if chosen, by autocast
-    lm = lm or LM.load(config.policy, **where)
-    if pm is None and reward_fn is None:
-        pm = PreferenceModel.load(config.pm, **where)
-    tests = {Path(name).name: PreferenceModel.load(name, **where) for name in config.test_pm} | (test_pms or {})
-    ppo = PPO(config, lm, rows, held_out, pm=pm, reward_fn=reward_fn, test_pms=tests)
-    show_prompt(lm, ppo.prompts[0].dialogue)
-    ppo.models.autocast = compute.dtype
-    ending = train(
-        run,
-        state=ppo.state,
-        num_steps=config.steps,
-        step_fn=ppo.step,
-        eval_fn=ppo.evaluate,
-        eval_every=config.eval_every,
-        config=config,
-    )
-    if ending == "stopped":
-        last: dict[str, Any] = next((row for row in reversed(run.metrics()) if "kl" in row), {})
-        units = {"kl": "nats per reply", "entropy": "nats per token", "reply_tokens": "tokens", "eos_rate": "share"}
-        n = config.prompts_per_step * config.samples_per_prompt
-        found = {name: Interval(last.get(name), None, None, n, unit) for name, unit in units.items()}
-        step = last.get("step", 0)
-        run.stop(found, [f"Stopped at step {step} of {config.steps}; these are numbers of that step's batch."])
-        return run
-    ppo.finish(run)
+    with processes() as group:
+        run = open_run(group, "rlhf train", config, data_files=files, data_hashes=hashes, slug=Path(config.policy).name)
+        if group.same(run.done):
+            return run
+        compute = compute_of(group, run, config)
+        where: dict[str, Any] = {"device": compute.device, "dtype": torch.float32}  # bf16, if chosen, by autocast
+        lm = lm or LM.load(config.policy, **where)
+        if pm is None and reward_fn is None:
+            pm = PreferenceModel.load(config.pm, **where)
+        tests = {Path(name).name: PreferenceModel.load(name, **where) for name in config.test_pm} | (test_pms or {})
+        ppo = PPO(config, lm, rows, held_out, pm=pm, reward_fn=reward_fn, test_pms=tests, group=group)
+        show_prompt(lm, ppo.prompts[0].dialogue)
+        ppo.models.autocast = compute.dtype
+        ending = train(
+            run,
+            state=ppo.state,
+            num_steps=config.steps,
+            step_fn=ppo.step,
+            eval_fn=ppo.evaluate,
+            eval_every=config.eval_every,
+            config=config,
+            group=group,
+        )
+        if ending == "stopped":
+            run.stop(*stopped_numbers(run.metrics(), config))
+        else:
+            ppo.finish(run)
+        group.gather(None)  # the run is whole when any process returns
     return run
 
 
@@ -132,11 +133,12 @@ class PPO:
         pm: PreferenceModel | None = None,
         reward_fn: RewardFn | None = None,
         test_pms: dict[str, PreferenceModel] | None = None,
+        group: Group = ALONE,
     ) -> None:
         if (pm is None) == (reward_fn is None):
             raise ValueError("Give either a preference model or a reward function, not both and not neither.")
         self.config, self.base, self.pm, self.reward_fn = config, lm, pm, reward_fn
-        self.test_pms = test_pms or {}
+        self.test_pms, self.group = test_pms or {}, group
         self.notes: list[str] = []
         self.prompts = short_enough(prompts, lm, config.max_new_tokens, self.notes)
         tell_overlap(self.prompts, eval_prompts, self.notes)
@@ -146,6 +148,7 @@ class PPO:
         self.policy = lm.with_model(self.models.policy)
         self.reference_hash = weights_hash(self.models.reference)
         self.optimizer = self._optimizer()
+        group.align(self._trained())
         self.state: dict[str, Stateful] = {
             "policy": Trainable(self.models.policy),
             "value": Trainable(self.models.value),
@@ -206,26 +209,29 @@ class PPO:
     ) -> tuple[list[list[Part]], Batch]:
         """Pack replies (one list of parts per minibatch) and let every model read them; scores are centred.
 
-        The replies to one prompt stay in one minibatch where the numbers allow it, so that the prompt is read once.
+        Every process reads some of the packs, and those are the parts it gets. The replies to one prompt stay in one
+        minibatch where the numbers allow it, so that the prompt is read once.
         """
         models, device = self.models, self._device()
         mask = mask_of(replies, device)
         paths = [models.pm.pm_ids(r.dialogue) for r in replies] if models.pm else None
         budget = pack_budget(device, self.config.tokens_per_pack)
         groups = [
-            pack_replies(replies, rows.tolist(), mask.shape[1], pm_paths=paths, budget=budget, device=device)
+            pack_replies(replies, rows.tolist(), mask.shape[1], pm_paths=paths, budget=budget, device=device)[
+                self.group.rank :: self.group.size
+            ]
             for rows in np.array_split(np.arange(len(replies)), minibatches)
         ]
         parts = [part for group in groups for part in group]
         with self._timed("trunk"):
             models.run_trunk(parts)
         with self._timed("measure"):
-            batch = models.measure(parts, mask, with_values=with_values)
+            batch = ppo_share.measure(self.group, models, parts, mask, with_values=with_values)
         with self._timed("score"):
             if models.pm:
-                scores = models.pm_scores(parts, len(replies)).double().numpy() - models.pm.reference_mean
+                scores = ppo_share.pm_scores(self.group, models, parts, len(replies)) - models.pm.reference_mean
             else:
-                scores = self._score([r.dialogue for r in replies])
+                scores = ppo_share.judge(self.group, [r.dialogue for r in replies], self.pm, self.reward_fn)
         batch.scores = torch.as_tensor(np.asarray(scores, dtype=np.float32)).to(device)
         return groups, batch
 
@@ -258,13 +264,15 @@ class PPO:
         with self._timed("update"):
             for epoch in range(c.ppo_epochs):
                 for m in rng(c.seed, step, 5, epoch).permutation(len(groups)):
-                    tokens = sum(len(part.cells) for part in groups[m])
+                    tokens = sum(self.group.gather(sum(len(part.cells) for part in groups[m])))
                     self.optimizer.zero_grad(set_to_none=True)
                     found = [
                         self.models.backward(part, batch, tokens, clip=c.clip, value_coef=c.vf_coef)
                         for part in groups[m]
                         if len(part.cells)
                     ]
+                    found = [f for theirs in self.group.gather(found) for f in theirs]
+                    self.group.sum_gradients(self._trained())
                     deviation = max(f["max_ratio_deviation"] for f in found)
                     if not norms:
                         first_deviation = self._check_ratio(deviation)
@@ -313,7 +321,8 @@ class PPO:
         """Save the policy, measure it against its start, and write samples and summary."""
         before = self.start()
         after = self.after or self._evaluation(self.policy)
-        self.policy.save(run.path / "model")
+        if self.group.leads:
+            self.policy.save(run.path / "model")
         run.write_samples(sample_rows(before, after, [row.id for row in self.eval_prompts]))
         notes = [*self.notes, *warnings(before, after)]
         if self.config.random_reward:
@@ -338,7 +347,7 @@ class PPO:
             batch.scores.double().cpu().numpy(),
             batch.kl.sum(1).double().cpu().numpy(),
             batch.entropy.sum(1).double().cpu().numpy(),
-            {name: np.asarray(pm.score(dialogues), dtype=float) for name, pm in self.test_pms.items()},
+            {name: ppo_share.judge(self.group, dialogues, pm) for name, pm in self.test_pms.items()},
         )
 
     # Small parts
@@ -346,28 +355,15 @@ class PPO:
     def _sample(self, policy: LM, rows: Sequence[PromptRow], seed: int) -> list[Reply]:
         c = self.config
         with self._timed("sample"), self.models.precision():
-            dialogues = [row.dialogue for row in rows]
-            return draw(
+            return ppo_share.sample(
+                self.group,
                 policy,
-                dialogues,
+                [row.dialogue for row in rows],
                 n=c.samples_per_prompt,
                 max_tokens=c.max_new_tokens,
                 stop_after=c.stop_after,
                 seed=seed,
             )
-
-    def _score(self, dialogues: list[Dialogue]) -> np.ndarray:
-        """Scores of a judge that reads by itself: centred PM scores, or what the reward function says."""
-        if self.pm is not None:
-            return np.asarray(self.pm.score(dialogues), dtype=float)
-        assert self.reward_fn is not None
-        scores = np.asarray(self.reward_fn(dialogues), dtype=float)
-        if scores.shape != (len(dialogues),) or not np.isfinite(scores).all():
-            raise ValueError(
-                f"The reward function returned shape {scores.shape} for {len(dialogues)} dialogues, or numbers that "
-                "are not finite; expected one finite number per dialogue."
-            )
-        return scores
 
     def _check_ratio(self, deviation: float) -> float:
         """Before the first update old and new log-probs are of one model; else nothing that follows is right."""
@@ -385,6 +381,9 @@ class PPO:
         groups = param_groups(self.models.policy, learning_rate=c.learning_rate, weight_decay=c.weight_decay)
         groups += param_groups(self.models.value, learning_rate=value_rate, weight_decay=c.weight_decay)
         return make_optimizer(groups, c)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _device(self) -> torch.device:
         return next(self.models.policy.parameters()).device

@@ -66,9 +66,18 @@ def kept(
 
 
 def draw(
-    lm: LM, prompts: Sequence[Dialogue], *, n: int, max_tokens: int, stop_after: Sequence[str] = (), seed: int
+    lm: LM,
+    prompts: Sequence[Dialogue],
+    *,
+    n: int,
+    max_tokens: int,
+    stop_after: Sequence[str] = (),
+    seed: int | Sequence[Sequence[int]],
 ) -> list[Reply]:
-    """``n`` replies to each prompt, by plain sampling at temperature 1, in the order of the prompts."""
+    """``n`` replies to each prompt, by plain sampling at temperature 1, in the order of the prompts.
+
+    ``seed`` as in `LM.sample`.
+    """
     eos, stops = list(lm.engine.eos_ids), [HUMAN, *stop_after]
     replies = []
     drawn = lm.sample(prompts, n=n, max_tokens=max_tokens, temperature=1.0, stop_after=stop_after, seed=seed)

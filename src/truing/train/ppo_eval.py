@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from truing import stats
+from truing.configs import PPOTrain
 from truing.models.lm import LM
 from truing.stats import Interval
 from truing.text import encode, to_hh
@@ -91,6 +92,16 @@ def gaps(before: Evaluation, after: Evaluation) -> list[Gap]:
         gap = gained - (scores - before.tests[name])
         out.append(Gap(name, float(gap.mean()), stats.se(gap, after.prompts)))
     return out
+
+
+def stopped_numbers(rows: Sequence[Mapping[str, Any]], config: PPOTrain) -> tuple[dict[str, Interval], list[str]]:
+    """Numbers and a note for a run that was stopped, from its logged rows: those of the last step's batch."""
+    last: Mapping[str, Any] = next((row for row in reversed(rows) if "kl" in row), {})
+    units = {"kl": "nats per reply", "entropy": "nats per token", "reply_tokens": "tokens", "eos_rate": "share"}
+    n = config.prompts_per_step * config.samples_per_prompt
+    found = {name: Interval(last.get(name), None, None, n, unit) for name, unit in units.items()}
+    step = last.get("step", 0)
+    return found, [f"Stopped at step {step} of {config.steps}; these are numbers of that step's batch."]
 
 
 def numbers(before: Evaluation, after: Evaluation, seed: int = 0) -> dict[str, Interval]:
