@@ -30,8 +30,7 @@ SHARED: dict[str, Any] = {
 }  # fmt: skip
 JOBS: dict[str, dict[str, Any]] = {
     "whole": {},
-    "fsdp": {"parallel": "fsdp"},
-    "fsdp recomputed": {"parallel": "fsdp", "gradient_checkpointing": True},
+    "fsdp": {"parallel": "fsdp", "gradient_checkpointing": True},
     "frozen": {"frozen_layers": 1},
     "lora": {"lora_rank": 4, "learning_rate": 3e-2},
 }
@@ -97,8 +96,7 @@ def main(folder: Path, jobs: Sequence[str]) -> None:
             except ValueError as problem:
                 said[name] = str(problem)
             continue
-        out = folder / name.replace(" ", "-")
-        run = train_policy(out) if name == "ppo" else train(out, **JOBS[name])
+        run = train_policy(folder / name) if name == "ppo" else train(folder / name, **JOBS[name])
         said[name] = {"kind": type(run).__name__, "done": run.done, "run": str(run.path)}
     (folder / f"said-{rank}.json").write_text(json.dumps(said))
 

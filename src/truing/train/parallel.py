@@ -312,7 +312,8 @@ def open_run(
     if group.size == 1:
         return Run.open(verb, config, **given)
     _refuse_different(group, {**config_dict(config), **hash_data(data_files), **(data_hashes or {})})
-    run, failed = None, None
+    run: Run | None = None
+    failed: Exception | None = None
     if group.leads:
         try:
             run = Run.open(verb, config, **given)
@@ -354,12 +355,12 @@ def compute_of(group: Group, run: Run, config: Any) -> Compute:
     assert facts is not None
     kind, dtype, threads = facts
     if kind == "cuda":
-        place = int(os.environ["LOCAL_RANK"])
-        if place >= torch.cuda.device_count():
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
             raise ValueError(
                 f"{here} processes on this machine, which has {torch.cuda.device_count()} GPUs: each needs its own. "
                 f"Use --nproc-per-node {torch.cuda.device_count()}, or --device cpu."
             )
-        torch.cuda.set_device(place)
-        kind = f"cuda:{place}"
+        torch.cuda.set_device(local)
+        kind = f"cuda:{local}"
     return choose(kind, dtype, threads)
