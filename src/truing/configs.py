@@ -100,7 +100,7 @@ class PMTrain(Common, Optim):
     """Learning rate of the scalar head; default: the same as the body."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank instead of the weights above the frozen layers (peft); 0: the weights."""
-    lora_alpha: float | None = None
+    lora_alpha: int | None = None
     """Adapters are scaled by alpha / rank; default: twice the rank."""
     gradient_checkpointing: bool = False
     """Keep each layer's input only and compute the rest again in the backward pass: less memory, a third slower."""

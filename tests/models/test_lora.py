@@ -28,13 +28,13 @@ def talks() -> list[Dialogue]:
 def test_adapters_begin_at_zero_and_train_alone(shape: str) -> None:
     pm = toy(shape)
     before, weights = pm.score(talks()), {n: p.clone() for n, p in pm.backbone.named_parameters()}
-    pm.backbone = lora.adapt(pm.backbone, 4, 8.0, first=1, seed=2)
+    pm.backbone = lora.adapt(pm.backbone, 4, 8, first=1, seed=2)
     assert (pm.score(talks()) == before).all() and tree.supports_trees(pm.backbone)
     names = {name for name, p in pm.backbone.named_parameters() if p.requires_grad}
     assert names == {n.removeprefix("backbone.") for n, _ in pm.trainable_parameters() if n != "head.weight"}
     assert names and all("lora_" in n for n in names)
     assert {n.split(".")[3] for n in names} == {"1", "2"}, "only layers above the frozen one"
-    again = lora.adapt(toy(shape).backbone, 4, 8.0, first=1, seed=2)
+    again = lora.adapt(toy(shape).backbone, 4, 8, first=1, seed=2)
     assert all(torch.equal(p, dict(pm.backbone.named_parameters())[n]) for n, p in again.named_parameters())
     (pack,) = tree.pack([pm.pm_ids(d) for d in talks()])
     optimizer = torch.optim.SGD([p for _, p in pm.trainable_parameters()], lr=1.0)
@@ -51,7 +51,7 @@ def test_adapters_begin_at_zero_and_train_alone(shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_saved_folder_is_plain_and_scores_alike(shape: str, tmp_path: Path) -> None:
     pm = toy(shape)
-    pm.backbone = lora.adapt(pm.backbone, 4, 8.0)
+    pm.backbone = lora.adapt(pm.backbone, 4, 8)
     with torch.no_grad():
         for name, p in pm.backbone.named_parameters():
             if "lora_B" in name:
@@ -73,7 +73,7 @@ def test_the_saved_folder_is_plain_and_scores_alike(shape: str, tmp_path: Path) 
 
 def test_nothing_left_to_adapt_is_said() -> None:
     with pytest.raises(ValueError, match="nothing to adapt above 3 frozen layers"):
-        lora.adapt(toy("llama").backbone, 4, 8.0, first=3)
+        lora.adapt(toy("llama").backbone, 4, 8, first=3)
 
 
 @pytest.mark.parametrize("shape", ["llama", "neox"])
@@ -81,5 +81,5 @@ def test_a_top_with_adapters_reads_a_frozen_trunks_states(shape: str) -> None:
     pm = toy(shape)
     (pack,) = tree.pack([pm.pm_ids(d) for d in talks()])
     states = split.trunk_states(pm.backbone, pack, 2)
-    pm.backbone = lora.adapt(pm.backbone, 4, 8.0, first=2)
+    pm.backbone = lora.adapt(pm.backbone, 4, 8, first=2)
     torch.testing.assert_close(split.top_hidden(pm.backbone, pack, states, 2), tree.hidden(pm.backbone, pack))

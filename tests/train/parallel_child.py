@@ -31,8 +31,9 @@ SHARED: dict[str, Any] = {
 JOBS: dict[str, dict[str, Any]] = {
     "whole": {},
     "fsdp": {"parallel": "fsdp", "gradient_checkpointing": True},
-    "frozen": {"frozen_layers": 1},
-    "lora": {"lora_rank": 4, "learning_rate": 3e-2},
+    "frozen": {"frozen_layers": 1, "learning_rate": 1e-3},
+    "lora": {"lora_rank": 4, "learning_rate": 3e-3},
+    "killed": {},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,11 @@ def torchrun(folder: Path, *jobs: str) -> subprocess.CompletedProcess[str]:
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder in which two processes did every job, and what they printed."""
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(folder, *JOBS, "ppo", "different")
+    killed = torchrun(folder, "killed:kill")
+    assert killed.returncode != 0 and not (folder / "killed/summary.json").exists()
+    assert "Another process of this training has ended" in killed.stderr or "SIGTERM" in killed.stderr
+    shutil.copytree(folder / "killed", folder / "copy")
+    done = torchrun(folder, *JOBS, "killed", "ppo", "different")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stderr
 
@@ -81,8 +86,10 @@ def test_two_processes_take_the_ppo_steps_of_one(together: tuple[Path, str], alo
         np.testing.assert_allclose(curve(two, name), curve(one, name), rtol=1e-3, atol=1e-6, err_msg=name)
     assert one.samples() == two.samples(), "the same replies at every seed"
     before, after = one.summary()["numbers"], two.summary()["numbers"]
-    for name in before:
-        assert after[name]["value"] == pytest.approx(before[name]["value"], rel=1e-3, abs=1e-6), name
+    assert before.keys() == after.keys()
+    for name, number in before.items():
+        wanted = number["value"] and pytest.approx(number["value"], rel=1e-3, abs=1e-6)
+        assert after[name]["value"] == wanted, name
     assert max(differences(one.path, two.path).values()) < 1e-3
 
 
@@ -99,16 +106,18 @@ def test_there_are_two_and_only_the_first_writes_and_speaks(together: tuple[Path
     assert not (folder / "different").exists()
 
 
-def test_a_killed_pair_goes_on_together_and_one_process_goes_on_where_two_stopped(tmp_path: Path, alone: Path) -> None:
-    killed = torchrun(tmp_path, "whole:kill")
-    assert killed.returncode != 0 and not (tmp_path / "whole/summary.json").exists()
-    assert "Another process of this training has ended" in killed.stderr or "SIGTERM" in killed.stderr
-    assert loop.checkpoints(Run.load(tmp_path / "whole"))[-1].name == "checkpoint-3"
-    again = torchrun(tmp_path, "whole")
-    assert again.returncode == 0 and "going on from step 3 of 8" in again.stderr, again.stderr[-2000:]
-    one, two = Run.load(alone / "whole"), Run.load(tmp_path / "whole")
-    np.testing.assert_allclose(curve(two, "loss"), curve(one, "loss"), rtol=1e-4)
-    assert max(differences(one.path, two.path).values()) < 1e-3
+def test_a_killed_pair_goes_on_together_and_one_process_goes_on_where_two_stopped(
+    together: tuple[Path, str], alone: Path
+) -> None:
+    folder, said = together
+    assert loop.checkpoints(Run.load(folder / "copy"))[-1].name == "checkpoint-3"
+    assert said.count("going on from step 3 of 8") == 1
+    child.train(folder / "copy")
+    one = Run.load(alone / "whole")
+    for run in (Run.load(folder / "killed"), Run.load(folder / "copy")):
+        assert run.done and [row["step"] for row in run.metrics() if "loss" in row] == list(range(1, 9))
+        np.testing.assert_allclose(curve(run, "loss"), curve(one, "loss"), rtol=1e-4)
+        assert max(differences(one.path, run.path).values()) < 1e-3
 
 
 # One process

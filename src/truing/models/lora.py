@@ -11,7 +11,7 @@ from torch import nn
 from truing.models import split, tree
 
 
-def adapt(model: Any, rank: int, alpha: float, first: int = 0, seed: int = 0) -> Any:
+def adapt(model: Any, rank: int, alpha: int, first: int = 0, seed: int = 0) -> Any:
     """The model (a body too) with adapters beside every matrix of layers ``first..``; nothing else requires gradients.
 
     They begin at zero: the model computes what it did before. The same seed, the same adapters. The wrapper is peft's,

@@ -154,7 +154,8 @@ class Group:
     def whole(self, state: Any) -> Any:
         """A state with its sharded tensors put together in the leader's memory; other processes get empty ones."""
         if isinstance(state, DTensor):
-            full = state.detach().full_tensor()
+            with torch.no_grad():
+                full = state.full_tensor()
             return full.cpu() if self.leads else full.new_empty(0)
         if isinstance(state, Mapping):
             return {key: self.whole(value) for key, value in state.items()}

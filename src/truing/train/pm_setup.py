@@ -118,7 +118,7 @@ def start(config: PMTrain, device: torch.device, lm: LM | None = None) -> Prefer
         lm = lm or LM.load(config.init, device=device, dtype=torch.float32)
         pm = PreferenceModel.new(lm, seed=config.seed, frozen_layers=config.frozen_layers)
     if config.lora_rank:
-        alpha = 2.0 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
+        alpha = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
         pm.backbone = adapt(pm.backbone, config.lora_rank, alpha, config.frozen_layers, config.seed)
     if config.gradient_checkpointing:
         recompute_layers(pm.backbone, config.frozen_layers)
