@@ -75,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return dispatch(argv)
     except KeyboardInterrupt:
-        _say(f"Interrupted. What had been saved is kept; the same command goes on:\n  {shlex.join(['truing', *argv])}")
+        if not _follows():
+            again = shlex.join(["truing", *argv])
+            _say(f"Interrupted. What had been saved is kept; the same command goes on:\n  {again}")
         return 130
     except Usage as wrong:
         _say(f"truing: {wrong}")
@@ -84,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         _remove_bare()
         if debug:
             raise
-        _say(f"truing: {explain(problem)}")
+        who = f"truing, process {os.environ['RANK']}" if _follows() else "truing"
+        _say(f"{who}: {explain(problem)}")
         return 1
 
 
@@ -221,7 +224,7 @@ def call(name: str, verb: Verb, config: Any) -> int:
     quiet = config.json or not (name == "chat" or config.dry_run)
     with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
         result = fn(config)
-        if result is None:
+        if result is None or _follows():
             return 0
         run = None if isinstance(result, dict) else result
         if run is not None:
@@ -306,6 +309,11 @@ def _table(columns: typing.Sequence[str], rows: typing.Sequence[typing.Sequence[
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
+
+
+def _follows() -> bool:
+    """Whether this is one of torchrun's processes, but not the first, which speaks for all."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def _say(text: str) -> None:

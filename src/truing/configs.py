@@ -70,6 +70,10 @@ class Optim:
     """Gradients are clipped to this norm."""
     save_every: Annotated[int, alias("save-steps")] = 0
     """Steps between checkpoints; 0: about one every two minutes."""
+    tokens_per_pack: int = 0
+    """Token budget of one forward pass; 0: 512 on a CPU, 2048 elsewhere."""
+    resume_from_checkpoint: str | None = None
+    """Accepted for Hugging Face users; the same command resumes by itself."""
 
 
 @dataclass(kw_only=True)
@@ -90,16 +94,18 @@ class PMTrain(Common, Optim):
     """Pairs per optimiser step."""
     max_length: int = 1024
     """Tokens a dialogue may have; longer ones lose their beginning, never the reply."""
-    tokens_per_pack: int = 0
-    """Token budget of one forward pass; 0: 512 on a CPU, 2048 elsewhere."""
     frozen_layers: int = 0
     """Lower layers that are kept frozen (their states are computed once per dialogue)."""
     head_learning_rate: float | None = None
     """Learning rate of the scalar head; default: the same as the body."""
-    learning_rate: Annotated[float, alias("lr")] = 1e-5
-    """Peak learning rate."""
-    resume_from_checkpoint: str | None = None
-    """Accepted for Hugging Face users; the same command resumes by itself."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank instead of the weights above the frozen layers (peft); 0: the weights."""
+    lora_alpha: int | None = None
+    """Adapters are scaled by alpha / rank; default: twice the rank."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input only and compute the rest again in the backward pass: less memory, a third slower."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: the whole model in every process, or its weights and moments sharded over them (FSDP2)."""
 
 
 @dataclass(kw_only=True)
@@ -166,12 +172,8 @@ class PPOTrain(Common, Optim):
     """Control: rewards are PM scores shuffled within each batch, so that they say nothing about the replies."""
     eval_every: int = 0
     """Steps between evaluations on --eval-prompts; 0: at start and end."""
-    tokens_per_pack: int = 0
-    """Token budget of one forward pass; 0: 512 on a CPU, 2048 elsewhere."""
     learning_rate: Annotated[float, alias("lr")] = 1e-6
     """Peak learning rate of the policy."""
-    resume_from_checkpoint: str | None = None
-    """Accepted for Hugging Face users; the same command resumes by itself."""
 
 
 @dataclass(kw_only=True)
@@ -358,14 +360,10 @@ class PIKTrain(Common, Optim):
     """Tokens an answer may have."""
     frozen_layers: int = 0
     """Lower layers that are kept frozen."""
-    tokens_per_pack: int = 0
-    """Token budget of one forward pass; 0: 512 on a CPU, 2048 elsewhere."""
     head_learning_rate: float | None = None
     """Learning rate of the scalar head; default: the same as the body."""
     format: Literal["raw", "chat"] = "raw"
     """raw: the paper's bytes; chat: through the model's template."""
-    learning_rate: Annotated[float, alias("lr")] = 1e-5
-    """Peak learning rate."""
 
 
 @dataclass(kw_only=True)

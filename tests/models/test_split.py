@@ -184,3 +184,37 @@ def test_a_temperature_is_refused_where_the_norm_does_not_scale_the_logits():
     with pytest.raises(ValueError, match="cannot be built into"):
         split.fold_temperature(model, 0.5)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "neox", "gpt2", "sliding mistral"])
+@pytest.mark.parametrize("k", [0, 1])
+def test_layers_computed_again_give_the_same_gradients_from_less_memory(kind, k):
+    if kind == "gpt2" and k:
+        return
+    model, p = make(kind).eval(), texts()
+    for _, parameter in split.top_parameters(model, k):
+        parameter.requires_grad_(True)
+
+    def gradients():
+        kept = {}  # storages held for the backward pass
+        model.zero_grad()
+        states = split.trunk_states(model, p, k)
+
+        def hold(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            loss = split.top_hidden(model, p, states, k).square().mean()
+        loss.backward()
+        return {n: q.grad.clone() for n, q in split.top_parameters(model, k) if q.grad is not None}, sum(kept.values())
+
+    plain, much = gradients()
+    split.recompute_layers(model, k)
+    again, little = gradients()
+    assert plain.keys() == again.keys() and len(plain) > 5
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-8)
+    assert little < 0.5 * much, (little, much)
+    with torch.no_grad():
+        torch.testing.assert_close(tree.hidden(model, p), tree.hidden(make(kind), p))

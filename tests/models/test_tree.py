@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -134,6 +135,56 @@ def test_gradients_through_shared_beginnings_equal_one_text_at_a_time(kind):
     scale = max(g.abs().max() for g in theirs.values())
     for name, grad in theirs.items():  # some biases have a gradient of exactly zero: compare those with the model's
         assert (ours[name] - grad).abs().max() / grad.abs().max().clamp_min(scale * 1e-3) < 1e-5, name
+
+
+groups_of_samples = st.lists(  # prompts, each with a group of n samples, as RLOO and GRPO train on them
+    st.tuples(
+        st.lists(st.integers(0, V - 1), min_size=1, max_size=12),
+        st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=8), min_size=2, max_size=4),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@settings(max_examples=15, deadline=None)
+@given(groups=groups_of_samples, budget=st.integers(10, 80), seed=st.integers(0, 99))
+def test_gradients_of_groups_of_samples_equal_those_of_padded_training(kind, groups, budget, seed):
+    model = cached(kind)
+    rows = [(prompt, sample) for prompt, samples in groups for sample in samples]
+    sequences, starts = [p + s for p, s in rows], [len(p) for p, _ in rows]
+    advantages = torch.randn(len(rows), generator=torch.Generator().manual_seed(seed))
+    tokens = sum(len(s) for _, s in rows)
+
+    def ours():
+        for p in tree.pack(sequences, budget):
+            places, targets, counts = p.predictions(starts)
+            logprobs = tree.gather_logprobs(tree.forward(model, p, positions_wanted=places), targets)
+            (logprobs * advantages[p.members].repeat_interleave(torch.tensor(counts))).sum().div(-tokens).backward()
+
+    def padded():
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)
+        place = torch.arange(ids.shape[1])
+        real = place < torch.tensor([len(s) for s in sequences])[:, None]
+        replies = (real & (place >= torch.tensor(starts)[:, None]))[:, 1:]
+        logits = model(ids, attention_mask=real.long()).logits[:, :-1]
+        logprobs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+        (logprobs * replies * advantages[:, None]).sum().div(-tokens).backward()
+
+    mine, theirs = ({}, {})
+    for loss, found in ((ours, mine), (padded, theirs)):
+        model.zero_grad()
+        loss()
+        found |= {name: p.grad.clone() for name, p in model.named_parameters()}
+    scale = max(g.abs().max() for g in theirs.values())
+    for name, grad in theirs.items():
+        assert (mine[name] - grad).abs().max() / grad.abs().max().clamp_min(scale * 1e-3) < 1e-4, name
+
+
+@functools.cache
+def cached(kind: str):
+    return make(CONFIGS[kind])
 
 
 def test_the_head_runs_on_the_wanted_rows_only(monkeypatch):

@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from truing.models import split, tree
+from truing.models import lora, split, tree
 from truing.models.lm import LM
 from truing.models.load import find_model, load_tokenizer, model_file, quiet, whole_folder
 from truing.models.memory import finish
@@ -126,8 +126,10 @@ class ScalarModel(nn.Module):
         return out
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters that training changes: the head, and the body above the frozen layers."""
+        """Names and parameters that training changes: the head, and the body (or its adapters) above frozen layers."""
         body = split.top_parameters(self.backbone, self.frozen_layers)
+        if lora.adapted(self.backbone):
+            body = [(name, p) for name, p in body if "lora_" in name]
         return [(f"backbone.{name}", p) for name, p in body] + list(self.head.named_parameters("head"))
 
     @property
@@ -135,17 +137,23 @@ class ScalarModel(nn.Module):
         """Where the body lies."""
         return next(self.backbone.parameters()).device
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write the folder, whole or not at all; one of the same name is replaced.
 
-        Plain ``AutoModelForSequenceClassification`` scores text + end-of-context string, padded on the right, alike.
+        Adapters are merged into the weights. ``weights`` (name in the body → tensor) stand in for a body that lies
+        in parts in several processes. Plain ``AutoModelForSequenceClassification`` scores text + end-of-context
+        string, padded on the right, alike.
         """
         told = {k: v for k, v in self.backbone.config.to_dict().items() if k not in ("id2label", "label2id")}
         config = type(self.backbone.config).from_dict({**told, "num_labels": 1, "pad_token_id": self.pad_id})
         with torch.device("meta"):
             whole: Any = AutoModelForSequenceClassification.from_config(config)
-        setattr(whole, whole.base_model_prefix, self.backbone)
+        setattr(whole, whole.base_model_prefix, lora.merged(self.backbone))
         whole.score = self.head
+        state = None
+        if weights is not None:
+            state = {f"{whole.base_model_prefix}.{name}": weight for name, weight in weights.items()}
+            state |= {f"score.{name}": weight for name, weight in self.head.state_dict().items()}
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.padding_side = "right"
         if hasattr(tokenizer, "backend_tokenizer"):  # remembers the side of its last padded call, and saves that
@@ -160,7 +168,7 @@ class ScalarModel(nn.Module):
             "base": self.base,
         }
         with whole_folder(Path(folder)) as work, quiet():
-            whole.save_pretrained(work)
+            whole.save_pretrained(work, state_dict=state)
             tokenizer.save_pretrained(work)
             (work / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 

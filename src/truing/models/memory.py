@@ -39,17 +39,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
 
 
-def fitting(work: Callable[[int], T], budget: int, what: str, *, least: int = LEAST_TOKENS) -> tuple[T, int]:
+def fitting(
+    work: Callable[[int], T], budget: int, what: str, *, least: int = LEAST_TOKENS, retry: bool = True
+) -> tuple[T, int]:
     """``work(budget)``, again with half of the budget each time memory runs out; the result and the budget that fitted.
 
     ``work`` must be able to begin anew (or to go on) after it failed. ``what`` names the budget on stderr: "scoring
-    with {} tokens at once". Raises OutOfMemory where less than ``least`` would be left; other errors pass.
+    with {} tokens at once". ``retry`` is False where other processes would wait for this one. Raises OutOfMemory where
+    less than ``least`` would be left; other errors pass.
     """
     while True:
         try:
             return work(budget), budget
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if not retry or not is_out_of_memory(error):
                 raise
             said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if budget // 2 < min(least, budget):  # what was computed so far is freed only outside of the handler

@@ -7,18 +7,23 @@ model that share a trunk share its states too.
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from truing.models import tree
 from truing.models.tree import Pack, body, evaluating, logits, unwrap
 
 __all__ = [
     "fold_temperature",
+    "layers",
     "logits",
     "num_layers",
+    "recompute_layers",
     "same_trunk",
     "share_trunk",
     "top_hidden",
@@ -39,6 +44,26 @@ _SHAPE = (  # what changes a trunk's states without changing its parameters
 def num_layers(model: Any) -> int:
     """How many layers the model has; k runs from 0 to this number."""
     return unwrap(model).config.num_hidden_layers
+
+
+def layers(model: Any) -> nn.ModuleList:
+    """The model's layers, lowest first."""
+    return getattr(body(model), _names(model)[0])
+
+
+def recompute_layers(model: Any, first: int = 0) -> None:
+    """From now on layers ``first..`` keep only their input for the backward pass and compute the rest again there.
+
+    The gradients are the same. transformers' own switch works in train mode alone; models here stay in eval mode.
+    """
+    for layer in layers(model)[first:]:
+        layer.forward = functools.partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*given, **named)
+    return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False, **named)
 
 
 def trunk_states(model: Any, pack: Pack, k: int) -> Tensor | None:
@@ -200,8 +225,8 @@ def _part(model: Any, first: int, last: int | None) -> Any:
     """The body with layers ``first:last`` only: a trunk ends without the norm, a top begins without embeddings."""
     _check(model, first if last is None else last)
     part = _shallow(body(model))
-    layers, norm = _names(model)
-    setattr(part, layers, nn.ModuleList(getattr(part, layers)[first:last]))
+    name, norm = _names(model)
+    setattr(part, name, nn.ModuleList(getattr(part, name)[first:last]))
     if last is not None:
         setattr(part, norm, nn.Identity())
     if first:

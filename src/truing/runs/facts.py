@@ -18,7 +18,10 @@ from typing import Any
 
 ROOT = Path("runs")
 """Where runs lie that were given no folder."""
-OUTPUT_ONLY = ("out", "json", "debug", "report_to", "max_time", "dry_run", "save_every", "resume_from_checkpoint")
+OUTPUT_ONLY = (  # what changes no number: the last two only how the same sums are computed
+    "out", "json", "debug", "report_to", "max_time", "dry_run", "save_every", "resume_from_checkpoint",
+    "gradient_checkpointing", "parallel",
+)  # fmt: skip
 _TEXTS = ("stop", "stop_after", "system")
 """Options that hold text, never a name."""
 _PACKAGES = ("truing", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy", "lm_eval")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 import sys
@@ -27,10 +26,13 @@ from torch import nn
 
 from truing.configs import Optim
 from truing.runs import Run, atomic_folder
+from truing.train.parallel import ALONE, Group, group_for, place, place_moments
 from truing.train.progress import Progress, Tracker
 
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 KEPT_CHECKPOINTS = 2
+SECONDS_OF_ECHO = 3.0
+"""torchrun passes a ctrl-C on that its processes have got already."""
 
 
 class Stateful(Protocol):
@@ -60,7 +62,7 @@ class Trainable:
             raise ValueError(f"The checkpoint holds other parameters than this model ({', '.join(odd)}, …).")
         with torch.no_grad():
             for name, p in self.parameters.items():
-                p.copy_(state[name])
+                p.copy_(place(state[name], p))
 
 
 # Optimiser and schedule
@@ -128,8 +130,10 @@ def set_lr(optimizer: torch.optim.Optimizer, samples_seen: int, config: Optim, t
     return config.learning_rate * factor
 
 
-def clip(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+def clip(parameters: Iterable[nn.Parameter], max_norm: float, group: Group = ALONE) -> float:
     """Clip gradients to ``max_norm`` in all (0: do not clip); returns the norm before."""
+    if group.sharded:
+        return group.clip(list(parameters), max_norm)
     return float(nn.utils.clip_grad_norm_(list(parameters), max_norm or math.inf))
 
 
@@ -141,13 +145,27 @@ def rng(*parts: int) -> np.random.Generator:
 # Checkpoints
 
 
-def save_checkpoint(run: Run, step: int, state: Mapping[str, Stateful], seconds: float = 0.0, keep: int = 0) -> Path:
-    """Write ``checkpoint-<step>/`` whole or not at all, then drop all but the newest ``keep`` (0: two)."""
+def save_checkpoint(
+    run: Run,
+    step: int,
+    state: Mapping[str, Stateful],
+    seconds: float = 0.0,
+    keep: int = 0,
+    group: Group = ALONE,
+) -> Path:
+    """Write ``checkpoint-<step>/`` whole or not at all, then drop all but the newest ``keep`` (0: two).
+
+    The leader of ``group`` writes, what was sharded in one piece; the others only hand over their parts.
+    """
     path = run.path / f"checkpoint-{step}"
+    if not group.leads:
+        for thing in state.values():
+            group.whole(thing.state_dict())
+        return path
     with atomic_folder(path) as folder:
         for name, thing in state.items():
             with open(folder / f"{name}.pt", "wb") as file:  # given a name, torch's writer hides that a disk is full
-                torch.save(thing.state_dict(), file)
+                torch.save(group.whole(thing.state_dict()), file)
         (folder / "progress.json").write_text(json.dumps({"step": step, "seconds": seconds, "state": sorted(state)}))
     for old in checkpoints(run)[: -(keep or KEPT_CHECKPOINTS)]:
         shutil.rmtree(old)
@@ -160,23 +178,29 @@ def checkpoints(run: Run) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))
 
 
-def load_checkpoint(run: Run, state: Mapping[str, Stateful]) -> tuple[int, float]:
+def load_checkpoint(run: Run, state: Mapping[str, Stateful], group: Group = ALONE) -> tuple[int, float]:
     """Load the newest checkpoint; returns its step and the seconds trained so far, (0, 0) if there is none.
 
-    Raises ValueError naming the folder if a checkpoint cannot be read.
+    Every process of ``group`` loads the one that the leader found. Raises ValueError naming the folder if a
+    checkpoint cannot be read.
     """
-    found = checkpoints(run)
-    if not found:
+    newest = group.same([path.name for path in checkpoints(run)][-1:])
+    if not newest:
         return 0, 0.0
-    path = found[-1]
+    path = run.path / newest[0]
     try:
         progress = json.loads((path / "progress.json").read_text())
-        saved = {name: torch.load(path / f"{name}.pt", map_location="cpu", weights_only=True) for name in state}
+        how: dict[str, Any] = {"map_location": "cpu", "weights_only": True, "mmap": group.sharded}
+        saved = {name: torch.load(path / f"{name}.pt", **how) for name in state}
     except Exception as problem:  # torn files raise whatever the unpickler stumbles on
         why = (str(problem) or type(problem).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read ({why}). Remove that folder to go on from the one before.") from None
+        where = "" if group.leads else f"Process {group.rank}: all processes need the run's folder. "
+        raise ValueError(
+            f"{where}{path} cannot be read ({why}). Remove that folder to go on from the one before."
+        ) from None
     for name, thing in state.items():
-        thing.load_state_dict(saved[name])
+        whole = isinstance(thing, torch.optim.Optimizer) and group.sharded
+        thing.load_state_dict(place_moments(saved[name], thing) if whole else saved[name])  # type: ignore[arg-type]
     return progress["step"], progress["seconds"]
 
 
@@ -193,21 +217,23 @@ def train(
     eval_fn: Callable[[int], Mapping[str, float]] | None = None,
     eval_every: int = 0,
     label: str = "",
+    group: Group = ALONE,
 ) -> Literal["done", "stopped"]:
     """Call ``step_fn(step)`` for steps 0 … num_steps − 1, from the newest checkpoint on; "stopped" at --max-time.
 
     ``step_fn`` returns metrics with a ``loss``, and ``samples`` (seen so far, this step included) for the speed shown.
     ``eval_fn(steps_done)`` is called before the first step, every ``eval_every`` steps and after the last one. Rows
-    of ``metrics.jsonl`` carry ``step`` = steps done. Raises ValueError when a loss or gradient norm is not finite;
+    of ``metrics.jsonl`` carry ``step`` = steps done. The processes of ``group`` call this together, stop together and
+    save together. Raises ValueError when a loss or gradient norm is not finite;
     on ctrl-C or SIGTERM ends the step, writes a checkpoint and raises KeyboardInterrupt.
     """
-    _refuse_many_processes()
-    start, before = load_checkpoint(run, state)
+    group = group_for(group)
+    start, before = load_checkpoint(run, state, group)
     run.truncate_metrics(start if checkpoints(run) else -1)
     if start:
         print(f"{label or run.verb}: going on from step {start} of {num_steps}", file=sys.stderr)
     opened = saved = time.monotonic()
-    tracker, slowest, done = Tracker(run, config), 0.0, start
+    tracker, slowest, done = Tracker(run, config if group.leads else None), 0.0, start
 
     def seconds() -> float:
         return before + time.monotonic() - opened
@@ -216,12 +242,16 @@ def train(
         if eval_fn is not None:
             _note(run, tracker, steps_done, eval_fn(steps_done), seconds())
 
-    with Progress(label or run.verb, num_steps, start) as progress, _interruptible() as interrupted, tracker:
+    with (
+        Progress(label or run.verb, num_steps, start) as progress,
+        _interruptible(group.size > 1) as interrupted,
+        tracker,
+    ):
         if start == 0:
             evaluate(0)
         for step in range(start, num_steps):
             began = time.monotonic()
-            if interrupted() or _out_of_time(run, config, slowest):
+            if group.any(interrupted() or _out_of_time(run, config, slowest)):
                 break
             torch.manual_seed(int(rng(config.seed, step).integers(2**63)))
             metrics = dict(step_fn(step))
@@ -232,12 +262,12 @@ def train(
             if done == num_steps or (eval_every and done % eval_every == 0):
                 evaluate(done)
             slowest = max(slowest, time.monotonic() - began)
-            if done == num_steps or _save_is_due(config, done, saved):
-                save_checkpoint(run, done, state, seconds())
+            if done == num_steps or group.any(_save_is_due(config, done, saved)):
+                save_checkpoint(run, done, state, seconds(), group=group)
                 saved = time.monotonic()
         if done < num_steps and done > start:
-            save_checkpoint(run, done, state, seconds())
-        if interrupted():
+            save_checkpoint(run, done, state, seconds(), group=group)
+        if group.any(interrupted()):
             raise KeyboardInterrupt
     return "done" if done == num_steps else "stopped"
 
@@ -270,25 +300,20 @@ def _check_finite(run: Run, step: int, metrics: Mapping[str, float], label: str)
         )
 
 
-def _refuse_many_processes() -> None:
-    """Training each process alone would look like training together: refuse."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise ValueError(
-            f"WORLD_SIZE is {world}: training in several processes is not supported by this version, and each process "
-            "would train alone. Start one process (without torchrun)."
-        )
-
-
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """The first ctrl-C or SIGTERM is remembered until the step ends, the second one is obeyed at once."""
-    asked: list[int] = []
+def _interruptible(many: bool = False) -> Iterator[Callable[[], bool]]:
+    """The first ctrl-C or SIGTERM is remembered until the step ends, the second one is obeyed at once.
 
-    def ask(number: int, _: object) -> None:
+    With ``many`` processes it must come later than torchrun's echo of the first one.
+    """
+    asked: list[float] = []
+
+    def ask(_: int, __: object) -> None:
         if asked:
+            if many and time.monotonic() - asked[0] < SECONDS_OF_ECHO:
+                return
             raise KeyboardInterrupt
-        asked.append(number)
+        asked.append(time.monotonic())
         print("Ending this step and saving; press ctrl-C again to stop at once.", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():

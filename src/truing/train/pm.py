@@ -32,9 +32,10 @@ from truing.stats import Interval, ece
 from truing.text import to_hh
 from truing.train.cost_of import pm_cost
 from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, set_lr, train
+from truing.train.parallel import ALONE, Group, compute_of, open_run, processes
 from truing.train.pm_numbers import confidence, correctness, kinds_line, losses, preference_numbers, reliability_of
-from truing.train.pm_pairs import Kept, Pairs, Trunk, batches, chunks, pack_sequences, tokenize
-from truing.train.pm_setup import check, check_lengths, data_hash, data_of, start
+from truing.train.pm_pairs import Kept, Pairs, Trunk, batches, chunks, pack_sequences, shares, tokenize
+from truing.train.pm_setup import check, check_lengths, data_hash, data_of, spread, start
 from truing.types import Comparison
 
 SAMPLES = 50
@@ -64,8 +65,9 @@ def train_pm(
 
     ``comparisons`` and ``eval_comparisons`` stand in for the files the config names, ``lm`` for a loaded
     ``config.init``; ``kept`` hands on what its frozen layers have read before (`pm_pairs.Trunk`). The run holds
-    the model as a Hugging Face folder ``model/``. With ``dry_run`` returns what it would cost. Raises ValueError for
-    options and data that cannot be used.
+    the model as a Hugging Face folder ``model/``. With ``dry_run`` returns what it would cost. In the processes that
+    torchrun started the first one writes the run; all return it. Raises ValueError for options and data that cannot
+    be used.
     """
     check(config)
     notes: list[str] = []
@@ -76,25 +78,27 @@ def train_pm(
     hashes = {name: data_hash(rows) for name, rows in given.items() if rows is not None}
     files = [] if comparisons is not None else [*config.data]
     files += [] if eval_comparisons is not None else [*config.eval_data]
-    run = Run.open("pm train", config, data_files=files, data_hashes=hashes, slug=Path(config.init).name)
-    if run.done:
-        return run
-    for note in (*notes, f"{len(train_set):,} comparisons to train on, {len(held_out):,} held out: {config.init}."):
-        _say(note)
-    compute = run.compute(config)
-    trainer = PMTrainer(
-        config, start(config, compute.device, lm), train_set, held_out, autocast=compute.dtype, kept=kept
-    )
-    ending = train(
-        run,
-        state=trainer.state,
-        num_steps=trainer.num_steps,
-        step_fn=trainer.step,
-        eval_fn=trainer.evaluate if held_out else None,
-        eval_every=trainer.steps_per_epoch,
-        config=config,
-    )
-    _leave(run, trainer, ending == "done", notes)
+    with processes(config.parallel) as group:
+        run = open_run(group, "pm train", config, data_files=files, data_hashes=hashes, slug=Path(config.init).name)
+        if group.same(run.done):
+            return run
+        for note in (*notes, f"{len(train_set):,} comparisons to train on, {len(held_out):,} held out: {config.init}."):
+            _say(note)
+        compute = compute_of(group, run, config)
+        pm = start(config, compute.device, lm)
+        trainer = PMTrainer(config, pm, train_set, held_out, autocast=compute.dtype, kept=kept, group=group)
+        ending = train(
+            run,
+            state=trainer.state,
+            num_steps=trainer.num_steps,
+            step_fn=trainer.step,
+            eval_fn=trainer.evaluate if held_out else None,
+            eval_every=trainer.steps_per_epoch,
+            config=config,
+            group=group,
+        )
+        _leave(run, trainer, ending == "done", notes)
+        group.gather(None)  # the run is whole when any process returns
     return run
 
 
@@ -110,8 +114,9 @@ class PMTrainer:
         *,
         autocast: torch.dtype | None = None,
         kept: Kept | None = None,
+        group: Group = ALONE,
     ) -> None:
-        self.config, self.pm, self.autocast = config, pm, autocast
+        self.config, self.pm, self.autocast, self.group = config, pm, autocast, group
         self.budget = pack_budget(pm.device, config.tokens_per_pack)  # less once memory has run out
         self.train_set, self.held_out = list(train_set), list(held_out)
         self.pairs = tokenize([*self.train_set, *self.held_out], lambda d: pm.pm_ids(d, config.max_length))
@@ -119,8 +124,9 @@ class PMTrainer:
         self.steps_per_epoch = math.ceil(len(self.train_set) / config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         say = _say if config.frozen_layers else lambda _: None
-        k = config.frozen_layers
-        self.trunk = Trunk(pm.backbone, k, self.pairs.sequences, self.budget, self.precision, say, kept)
+        k, shared = config.frozen_layers, group.size
+        self.trunk = Trunk(pm.backbone, k, self.pairs.sequences, self.budget, self.precision, say, kept, shared)
+        spread(config, pm, group)
         head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
         self.optimizer = make_optimizer(
             [
@@ -163,8 +169,10 @@ class PMTrainer:
             self.optimizer.zero_grad(set_to_none=True)  # also what was left when memory ran out
             return self.backward(batch, budget)
 
-        (loss, gaps, tokens), self.budget = fitting(backward, self.budget, "training with {} tokens in a pack")
-        norm = clip([p for group in self.optimizer.param_groups for p in group["params"]], c.max_grad_norm)
+        (loss, gaps, tokens), self.budget = fitting(
+            backward, self.budget, "training with {} tokens in a pack", retry=self.group.size == 1
+        )
+        norm = clip(self.trained(), c.max_grad_norm, self.group)
         self.optimizer.step()
         return {
             "loss": loss,
@@ -176,28 +184,51 @@ class PMTrainer:
             "epoch": (before + len(batch)) / len(self.train_set),
         }
 
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that training changes."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def backward(self, batch: np.ndarray, budget: int | None = None) -> tuple[float, np.ndarray, int]:
-        """Add the gradient of the batch's mean loss, pack by pack; returns loss, score gaps and tokens computed."""
-        loss, tokens, gaps = 0.0, 0, []
-        for chunk in chunks(self.pairs, batch, budget or self.budget):
-            members = list(dict.fromkeys([*self.pairs.chosen[chunk], *self.pairs.rejected[chunk]]))
-            (pack,) = pack_sequences(self.pairs.sequences, members)
-            scores = self.scores(pack)
-            where = {member: i for i, member in enumerate(pack.members)}
-            chosen = scores[[where[s] for s in self.pairs.chosen[chunk]]]
-            rejected = scores[[where[s] for s in self.pairs.rejected[chunk]]]
-            share = pm_loss(chosen, rejected) * (len(chunk) / len(batch))
-            share.backward()
-            loss += share.item()
-            tokens += len(pack)
-            gaps.append((chosen - rejected).detach().double().cpu().numpy())
-        return loss, np.concatenate(gaps), tokens
+        """Add the gradient of the batch's mean loss, pack by pack; returns loss, score gaps and tokens computed.
+
+        Every process of the group takes a share of the batch's pairs; what is returned is of all of them.
+        """
+        share = shares(self.pairs, batch, self.group.size)[self.group.rank]
+        loss, tokens, gaps = 0.0, 0, [np.empty(0)]
+        packs = chunks(self.pairs, share, budget or self.budget) if len(share) else []
+        idle = self.group.most(len(packs)) - len(packs) if self.group.sharded else 0
+        for chunk in packs:
+            part, gap, size = self._backward(chunk, len(chunk) / len(batch))
+            loss += part
+            tokens += size
+            gaps.append(gap)
+        for _ in range(idle):  # sharded weights come together pack by pack: every process must read as many
+            self._backward(batch[:1], 0.0)
+        self.group.sum_gradients(self.trained())
+        found = self.group.gather((loss, np.concatenate(gaps), tokens))
+        return sum(f[0] for f in found), np.concatenate([f[1] for f in found]), sum(f[2] for f in found)
+
+    def _backward(self, chunk: np.ndarray, weight: float) -> tuple[float, np.ndarray, int]:
+        """Add the gradient of ``weight`` times the mean loss of pairs that fit one pack."""
+        members = list(dict.fromkeys([*self.pairs.chosen[chunk], *self.pairs.rejected[chunk]]))
+        (pack,) = pack_sequences(self.pairs.sequences, members)
+        scores = self.scores(pack)
+        where = {member: i for i, member in enumerate(pack.members)}
+        chosen = scores[[where[s] for s in self.pairs.chosen[chunk]]]
+        rejected = scores[[where[s] for s in self.pairs.rejected[chunk]]]
+        loss = pm_loss(chosen, rejected) * weight
+        loss.backward()
+        return loss.item(), (chosen - rejected).detach().double().cpu().numpy(), len(pack)
 
     @torch.no_grad()
     def score_all(self, sequences: Sequence[int]) -> dict[int, float]:
-        """Raw scores of some of the sequences."""
+        """Raw scores of some of the sequences; each process of the group reads its share of the packs."""
         found: dict[int, float] = {}
         wanted = list(dict.fromkeys(sequences))
+        if self.group.size > 1:
+            for pack in self.group.deal(pack_sequences(self.pairs.sequences, wanted, self.budget)):
+                found.update(zip(pack.members, self.scores(pack).double().tolist(), strict=True))
+            return {member: score for part in self.group.gather(found) for member, score in part.items()}
 
         def some(left: list[int], budget: int) -> Iterator[list[int]]:
             members = [wanted[i] for i in left]
@@ -237,22 +268,31 @@ class PMTrainer:
 
 
 def _leave(run: Run, trainer: PMTrainer, done: bool, notes: list[str]) -> None:
-    """Save the model, measure it on the held-out pairs, write samples and summary."""
-    rows = run.metrics()
+    """Save the model, measure it on the held-out pairs, write samples and summary.
+
+    All processes of the group measure; the first one writes.
+    """
+    group, pm = trainer.group, trainer.pm
+    rows = group.same(run.metrics())
     steps = max((row["step"] for row in rows), default=0)
-    pm = trainer.pm
     pm.reference_mean = trainer.reference_mean()
-    pm.save(run.path / "model")
+    weights = group.whole(Trainable(pm.backbone).state_dict()) if group.sharded else None
+    if group.leads:
+        pm.save(run.path / "model", weights)
     numbers = _training_numbers(rows, trainer)
     if trainer.held_out:
         known = trainer.gaps is not None and trainer.gaps[0] == steps
         gaps = trainer.gaps[1] if known and trainer.gaps else trainer.held_out_gaps()
         numbers = {**preference_numbers(gaps, trainer.held_out, seed=trainer.config.seed), **numbers}
         _say(kinds_line(numbers))
-        write_rows(run.path / "reliability.csv", [b.as_dict() for b in reliability_of(gaps, trainer.held_out).bins])
+        if group.leads:
+            rows_of = [b.as_dict() for b in reliability_of(gaps, trainer.held_out).bins]
+            write_rows(run.path / "reliability.csv", rows_of)
         run.write_samples(_samples(trainer))
     else:
         numbers = dict.fromkeys(("accuracy", "ece", "ece_null_95", "brier"), None) | numbers
+    if group.size > 1:
+        notes.append(f"The last steps were taken by {group.size} processes ({trainer.config.parallel}).")
     if done:
         run.finish(numbers, notes)
     else:

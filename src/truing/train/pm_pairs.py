@@ -96,6 +96,21 @@ def chunks(pairs: Pairs, batch: np.ndarray, budget: int) -> list[np.ndarray]:
     return [np.array(chunk) for chunk in out]
 
 
+def shares(pairs: Pairs, batch: np.ndarray, count: int) -> list[np.ndarray]:
+    """Cut a batch into ``count`` runs of pairs of about as many tokens, one for each process; some may be empty."""
+    if count == 1:
+        return [batch]
+    held: list[int] = []
+    grown = []
+    for pair in batch.tolist():
+        new = [s for s in dict.fromkeys((int(pairs.chosen[pair]), int(pairs.rejected[pair]))) if s not in held]
+        grown.append(_grown(pairs, held, new))
+        held += new
+    middle = np.cumsum(grown) - np.array(grown) / 2
+    owner = np.minimum(middle * count / max(1, sum(grown)), count - 1).astype(int)
+    return [batch[owner == rank] for rank in range(count)]
+
+
 def _grown(pairs: Pairs, held: Sequence[int], new: Sequence[int]) -> int:
     """Tokens that sequences ``new`` add to a prefix tree of the sequences ``held``."""
     there = [pairs.sequences[s] for s in held]
@@ -147,7 +162,8 @@ class Trunk:
 
     They are kept in memory in the dtype they were computed in. Where they would take more than half of the memory
     that is free they are computed at every use instead; ``say`` is told either way. k = 0: nothing is frozen.
-    ``kept`` holds what an earlier trunk of the same lower layers has read, and is added to.
+    ``kept`` holds what an earlier trunk of the same lower layers has read, and is added to. One of several
+    ``sharers`` of the work keeps what it meets, when it meets it.
     """
 
     def __init__(
@@ -159,8 +175,9 @@ class Trunk:
         precision: Precision = contextlib.nullcontext,
         say: Callable[[str], None] = lambda _: None,
         kept: Kept | None = None,
+        sharers: int = 1,
     ) -> None:
-        self.model, self.k, self.precision = model, k, precision
+        self.model, self.k, self.precision, self.keeps = model, k, precision, False
         self.names = [s.astype(np.int64).tobytes() for s in sequences]
         self.kept = ({} if kept is None else kept.owned_by(model, k).states) if k else {}
         new = [i for i, name in enumerate(self.names) if name not in self.kept]
@@ -170,16 +187,14 @@ class Trunk:
         tokens = sum(map(len, packs))
         cost, free = tokens * split.unwrap(model).config.hidden_size * 4, free_memory()
         size = f"states of {tokens:,} tokens after {k} frozen layers ({cost / 2**20:,.0f} MiB)"
-        if free is not None and cost > MEMORY_SHARE * free:
+        if free is not None and cost * sharers > MEMORY_SHARE * free:
             say(f"The {size} do not fit into half of the free memory: they are computed at every step instead.")
             return
         say(f"The {size} are computed once and kept in memory.")
+        self.keeps = True
         device = next(model.parameters()).device
-        for pack in packs:
-            states = self.compute(pack.to(device))
-            assert states is not None
-            for member, path in zip(pack.members, pack.paths, strict=True):
-                self.kept[self.names[member]] = (states.cpu(), path)
+        for pack in packs if sharers == 1 else ():
+            self.states(pack.to(device))
 
     def compute(self, pack: Pack) -> Tensor | None:
         """States [T, H] of a pack from its ids, without gradient; None for k = 0."""
@@ -190,7 +205,12 @@ class Trunk:
         """States [T, H] of a pack whose members are sequences; None for k = 0."""
         known = [self.kept.get(self.names[member]) for member in pack.members]
         if known[0] is None or None in known:
-            return self.compute(pack)
+            found = self.compute(pack)
+            if self.keeps and found is not None:
+                states = found.cpu()
+                for member, path in zip(pack.members, pack.paths, strict=True):
+                    self.kept[self.names[member]] = (states, path.cpu())
+            return found
         out = torch.empty(len(pack), known[0][0].shape[1], dtype=known[0][0].dtype)
         for (states, places), path in zip(filter(None, known), pack.paths, strict=True):
             out[path.cpu()] = states[places]

@@ -13,7 +13,11 @@ from truing.data.comparisons import conversation_key, load_comparisons, split_by
 from truing.models.heads import FACTS, PreferenceModel
 from truing.models.lm import LM
 from truing.models.load import find_model
+from truing.models.lora import adapt
+from truing.models.split import layers, recompute_layers
+from truing.models.tree import body, supports_trees
 from truing.train.loop import check_optim
+from truing.train.parallel import Group
 from truing.train.pm_pairs import Pairs
 from truing.types import Comparison
 
@@ -27,6 +31,17 @@ def check(config: PMTrain) -> None:
     if not 0 <= config.eval_share < 1:
         raise ValueError(f"eval_share is {config.eval_share}; expected 0 (hold nothing out) or more, below 1.")
     check_optim(config)
+    if config.lora_rank < 0 or (config.lora_alpha is not None and not config.lora_alpha > 0):
+        raise ValueError(
+            f"lora_rank is {config.lora_rank} and lora_alpha {config.lora_alpha}; expected numbers above 0."
+        )
+    if config.lora_alpha is not None and not config.lora_rank:
+        raise ValueError("--lora-alpha scales adapters, and there are none. Give --lora-rank too, for example 16.")
+    if config.parallel == "fsdp" and (config.frozen_layers or config.lora_rank):
+        raise ValueError(
+            "--parallel fsdp spreads all weights and their moments over the processes: it trains the whole model, "
+            "without --frozen-layers and without --lora-rank. With those use --parallel ddp; they need less memory."
+        )
 
 
 def data_of(
@@ -92,8 +107,8 @@ def data_hash(rows: Sequence[Comparison]) -> str:
 def start(config: PMTrain, device: torch.device, lm: LM | None = None) -> PreferenceModel:
     """The model to train: ``config.init`` if that is a preference model, else a language model with a new head.
 
-    Only the layers above ``config.frozen_layers`` and the head require gradients. Raises ValueError where the model
-    cannot be split.
+    Only the layers above ``config.frozen_layers`` (or adapters in them) and the head require gradients. Raises
+    ValueError where the model cannot be split.
     """
     folder = None if lm is not None else find_model(config.init)
     if isinstance(folder, Path) and (folder / FACTS).is_file():
@@ -102,10 +117,29 @@ def start(config: PMTrain, device: torch.device, lm: LM | None = None) -> Prefer
     else:
         lm = lm or LM.load(config.init, device=device, dtype=torch.float32)
         pm = PreferenceModel.new(lm, seed=config.seed, frozen_layers=config.frozen_layers)
+    if config.lora_rank:
+        alpha = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
+        pm.backbone = adapt(pm.backbone, config.lora_rank, alpha, config.frozen_layers, config.seed)
+    if config.gradient_checkpointing:
+        recompute_layers(pm.backbone, config.frozen_layers)
     pm.requires_grad_(False)
     for _, parameter in pm.trainable_parameters():
         parameter.requires_grad_(True)
     return pm
+
+
+def spread(config: PMTrain, pm: PreferenceModel, group: Group) -> None:
+    """Begin with the same weights in every process, or with a part of them in each.
+
+    Raises ValueError for fsdp where the model cannot read trees: the processes' work would fall out of step.
+    """
+    if group.sharded and not supports_trees(pm.backbone):
+        raise ValueError(
+            f"--parallel fsdp needs a model that reads prefix trees, and {config.init!r} is read in padded rows. Use "
+            "--parallel ddp."
+        )
+    group.align(p for p in pm.parameters() if p.requires_grad)
+    group.shard(body(pm.backbone), layers(pm.backbone))
 
 
 def check_lengths(config: PMTrain, pm: PreferenceModel, pairs: Pairs) -> None:

@@ -12,7 +12,7 @@ here), clip_fraction (policy/clipfrac_avg), approx_kl (policy/approxkl_avg), rat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,16 @@ from truing.models.lm import LM, show_prompt
 from truing.models.memory import fitting
 from truing.models.tree import pack_budget
 from truing.runs import Run
+from truing.train import ppo_share
 from truing.train.cost import timed
 from truing.train.cost_of import ppo_cost
 from truing.train.loop import Stateful, Trainable, clip, rng, set_lr, train
-from truing.train.ppo_batch import Batch, Part, Reply, draw, mask_of, pack_replies
+from truing.train.parallel import ALONE, Group, compute_of, open_run, processes
+from truing.train.ppo_batch import Batch, Part, Reply, mask_of, pack_replies
 from truing.train.ppo_eval import (
     Evaluation,
     describe,
     gaps,
-    judged,
     numbers,
     policy_accuracy,
     sample_rows,
@@ -46,14 +47,8 @@ from truing.train.ppo_eval import (
 )
 from truing.train.ppo_math import explained_variance, gae, kl_estimates, net_of_length, place_rewards, whiten
 from truing.train.ppo_models import build_models, optimizer_of, weights_hash
-from truing.train.ppo_setup import (
-    check,
-    data_hash,
-    option_notes,
-    prompt_rows,
-    prompts_at,
-    usable,
-)
+from truing.train.ppo_setup import check, data_hash, option_notes, prompt_rows, prompts_at, usable
+from truing.train.ppo_share import RewardFn
 from truing.types import Dialogue
 
 __all__ = [
@@ -61,8 +56,6 @@ __all__ = [
     "train_ppo", "whiten",
 ]  # fmt: skip
 
-Sums = dict[str, float]
-RewardFn = Callable[[list[Dialogue]], np.ndarray]
 RATIO_TOLERANCE = 1e-5
 
 
@@ -81,7 +74,8 @@ def train_ppo(
     ``prompts``, ``eval_prompts`` (rows carry ids, and sources by which scores are split), ``lm``, ``pm`` and
     ``test_pms`` (by name) stand in for what the config names; ``reward_fn`` (dialogues → one score each) for the
     preference model. The run holds the policy as a Hugging Face folder ``model/`` and the numbers pm_score_gain, kl,
-    entropy, reply_tokens, eos_rate (and the last three ``/before``).
+    entropy, reply_tokens, eos_rate (and the last three ``/before``). The processes that torchrun started share the
+    work: the first one writes the run, all return it.
     Raises ValueError for options or prompts that cannot be used, and where the self-check of the first step fails.
     """
     check(config)
@@ -92,28 +86,28 @@ def train_ppo(
         return {"lines": ppo_cost(config, ppo, compute, loading)}
     given = {"prompts": prompts, "eval_prompts": eval_prompts}
     hashes = {name: data_hash(items) for name, items in given.items() if items is not None}
-    files = [] if prompts is not None else [*config.prompts]
-    files += [] if eval_prompts is not None else [*config.eval_prompts]
-    run = Run.open("rlhf train", config, data_files=files, data_hashes=hashes, slug=Path(config.policy).name)
-    if run.done:
-        return run
-    compute = run.compute(config)
-    ppo = _load(config, compute, rows, held_out, lm, pm, reward_fn, test_pms)
-    show_prompt(ppo.base, ppo.prompts[0].dialogue)
-    ending = train(
-        run,
-        state=ppo.state,
-        num_steps=config.steps,
-        step_fn=ppo.step,
-        eval_fn=ppo.evaluate,
-        eval_every=config.eval_every,
-        config=config,
-    )
-    if ending == "stopped":
-        found, note = stopped_numbers(config, run.metrics())
-        run.stop(found, [note])
-        return run
-    ppo.finish(run)
+    files = [file for name, items in given.items() if items is None for file in getattr(config, name)]
+    with processes() as group:
+        run = open_run(group, "rlhf train", config, data_files=files, data_hashes=hashes, slug=Path(config.policy).name)
+        if group.same(run.done):
+            return run
+        ppo = _load(config, compute_of(group, run, config), rows, held_out, lm, pm, reward_fn, test_pms, group)
+        show_prompt(ppo.base, ppo.prompts[0].dialogue)
+        ending = train(
+            run,
+            state=ppo.state,
+            num_steps=config.steps,
+            step_fn=ppo.step,
+            eval_fn=ppo.evaluate,
+            eval_every=config.eval_every,
+            config=config,
+            group=group,
+        )
+        if ending == "stopped":
+            run.stop(*stopped_numbers(run.metrics(), config))
+        else:
+            ppo.finish(run)
+        group.gather(None)  # the run is whole when any process returns
     return run
 
 
@@ -126,13 +120,14 @@ def _load(
     pm: PreferenceModel | None,
     reward_fn: RewardFn | None,
     test_pms: dict[str, PreferenceModel] | None,
+    group: Group = ALONE,
 ) -> PPO:
     where: dict[str, Any] = {"device": compute.device, "dtype": torch.float32}  # bf16, if chosen, by autocast
     lm = lm or LM.load(config.policy, **where)
     if pm is None and reward_fn is None:
         pm = PreferenceModel.load(config.pm, **where)
     tests = {Path(name).name: PreferenceModel.load(name, **where) for name in config.test_pm} | (test_pms or {})
-    ppo = PPO(config, lm, rows, held_out, pm=pm, reward_fn=reward_fn, test_pms=tests)
+    ppo = PPO(config, lm, rows, held_out, pm=pm, reward_fn=reward_fn, test_pms=tests, group=group)
     ppo.models.autocast = compute.dtype
     return ppo
 
@@ -150,17 +145,19 @@ class PPO:
         pm: PreferenceModel | None = None,
         reward_fn: RewardFn | None = None,
         test_pms: dict[str, PreferenceModel] | None = None,
+        group: Group = ALONE,
     ) -> None:
         if (pm is None) == (reward_fn is None):
             raise ValueError("Give either a preference model or a reward function, not both and not neither.")
         self.config, self.base, self.pm, self.reward_fn = config, lm, pm, reward_fn
-        self.test_pms = test_pms or {}
+        self.test_pms, self.group = test_pms or {}, group
         self.notes: list[str] = []
         self.prompts, self.eval_prompts = usable(prompts, eval_prompts, lm, config, self.notes)
         self.models = build_models(lm, pm, config.frozen_layers)
         self.policy = lm.with_model(self.models.policy)
         self.reference_hash = weights_hash(self.models.reference)
         self.optimizer = optimizer_of(self.models, config)
+        group.align(self._trained())
         self.state: dict[str, Stateful] = {
             "policy": Trainable(self.models.policy),
             "value": Trainable(self.models.value),
@@ -214,7 +211,8 @@ class PPO:
     ) -> tuple[list[list[Part]], Batch]:
         """Pack replies (one list of parts per minibatch) and let every model read them; scores are centred.
 
-        The replies to one prompt stay in one minibatch where the numbers allow it, so that the prompt is read once.
+        Every process reads some of the packs, and those are the parts it gets. The replies to one prompt stay in one
+        minibatch where the numbers allow it, so that the prompt is read once.
         """
         models, device = self.models, self._device()
         mask = mask_of(replies, device)
@@ -224,6 +222,7 @@ class PPO:
         def repack(m: int, budget: int) -> list[Part]:
             rows = split[m].tolist()
             parts = pack_replies(replies, rows, mask.shape[1], pm_paths=paths, budget=budget, device=device)
+            parts = parts[self.group.rank :: self.group.size]
             with self._timed("trunk"):
                 models.run_trunk(parts)
             return parts
@@ -232,18 +231,19 @@ class PPO:
             groups = [repack(m, budget) for m in range(minibatches)]
             parts = [part for group in groups for part in group]
             with self._timed("measure"):
-                batch = models.measure(parts, mask, with_values=with_values)
+                batch = ppo_share.measure(self.group, models, parts, mask, with_values=with_values)
             with self._timed("score"):
                 if models.pm:
-                    scores = models.pm_scores(parts, len(replies)).double().numpy() - models.pm.reference_mean
+                    scores = ppo_share.pm_scores(self.group, models, parts, len(replies)) - models.pm.reference_mean
                 else:
                     with models.precision() if self.pm else nullcontext():
-                        scores = judged([r.dialogue for r in replies], self.pm, self.reward_fn)
+                        scores = ppo_share.judge(self.group, [r.dialogue for r in replies], self.pm, self.reward_fn)
             batch.scores = torch.as_tensor(np.asarray(scores, dtype=np.float32)).to(device)
             return groups, batch
 
         self.repack = repack
-        found, self.budget = fitting(read, self.budget, "reading replies with {} tokens in a pack")
+        what = "reading replies with {} tokens in a pack"
+        found, self.budget = fitting(read, self.budget, what, retry=self.group.size == 1)
         return found
 
     def paid(self, batch: Batch, replies: Sequence[Reply], step: int) -> tuple[Tensor, dict[str, float]]:
@@ -270,21 +270,21 @@ class PPO:
         c, visited = self.config, 0
         lr = set_lr(self.optimizer, self.samples_seen(step), c, self.samples_seen(c.steps))
         sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "approx_kl"), 0.0)
-        norms: list[tuple[float, float]] = []
+        norms: list[tuple[float, ...]] = []
         first_deviation = widest = 0.0
         with self._timed("update"):
             for epoch in range(c.ppo_epochs):
                 for m in rng(c.seed, step, 5, epoch).permutation(len(groups)):
-                    tokens = sum(len(part.cells) for part in groups[m])
+                    tokens = sum(self.group.gather(sum(len(part.cells) for part in groups[m])))
                     found, as_measured = self._backward(groups, m, batch, tokens)
+                    found = [f for theirs in self.group.gather(found) for f in theirs]
+                    self.group.sum_gradients(self._trained())
                     deviation = max(f["max_ratio_deviation"] for f in found)
                     if not norms:
                         first_deviation = self._check_ratio(deviation) if as_measured else deviation
                     widest = max(widest, deviation)
-                    trained = (self.models.policy, self.models.value)
-                    norms.append(
-                        (clip(trained[0].parameters(), c.max_grad_norm), clip(trained[1].parameters(), c.max_grad_norm))
-                    )
+                    both = (clip(x.parameters(), c.max_grad_norm) for x in (self.models.policy, self.models.value))
+                    norms.append(tuple(both))
                     self.optimizer.step()
                     visited += tokens
                     for name in sums:
@@ -303,26 +303,28 @@ class PPO:
             "token_visits": visited,
         }
 
-    def _backward(self, groups: list[list[Part]], m: int, batch: Batch, tokens: int) -> tuple[list[Sums], bool]:
+    def _backward(
+        self, groups: list[list[Part]], m: int, batch: Batch, tokens: int
+    ) -> tuple[list[dict[str, float]], bool]:
         """Gradients of minibatch m, and whether it stands in the packs it was measured in: not once memory ran out."""
         measured = groups[m]
 
-        def backward(budget: int) -> list[Sums]:
+        def backward(budget: int) -> list[dict[str, float]]:
             self.optimizer.zero_grad(set_to_none=True)  # also what was left when memory ran out
-            if budget < max(len(part.pack) for part in groups[m]) and budget < self.full_budget:
+            if budget < max((len(part.pack) for part in groups[m]), default=0) and budget < self.full_budget:
                 groups[m] = self.repack(m, budget)
             c, parts = self.config, [part for part in groups[m] if len(part.cells)]
             return [self.models.backward(part, batch, tokens, clip=c.clip, value_coef=c.vf_coef) for part in parts]
 
-        found, self.budget = fitting(backward, self.budget, "updating with {} tokens in a pack")
+        alone = self.group.size == 1
+        found, self.budget = fitting(backward, self.budget, "updating with {} tokens in a pack", retry=alone)
         return found, groups[m] is measured
 
     # Evaluation and the end
 
     def evaluate(self, steps_done: int) -> dict[str, float]:
         """Answer the evaluation prompts with fixed seeds and let every judge score the replies."""
-        found = self._evaluation(self.policy)
-        self.after = found
+        self.after = found = self._evaluation(self.policy)
         if steps_done == 0:
             self.before = found
             return found.metrics()
@@ -339,7 +341,8 @@ class PPO:
         """Save the policy, measure it against its start, and write samples and summary."""
         before = self.start()
         after = self.after or self._evaluation(self.policy)
-        self.policy.save(run.path / "model")
+        if self.group.leads:
+            self.policy.save(run.path / "model")
         run.write_samples(sample_rows(before, after, [row.id for row in self.eval_prompts]))
         notes = [*self.notes, *warnings(before, after), *option_notes(self.config)]
         run.finish(numbers(before, after, self.config.seed), notes)
@@ -358,24 +361,15 @@ class PPO:
             batch.scores.double().cpu().numpy(),
             batch.kl.sum(1).double().cpu().numpy(),
             batch.entropy.sum(1).double().cpu().numpy(),
-            {name: np.asarray(pm.score(dialogues), dtype=float) for name, pm in self.test_pms.items()},
+            {name: ppo_share.judge(self.group, dialogues, pm) for name, pm in self.test_pms.items()},
         )
 
     # Small parts
 
     def _sample(self, policy: LM, rows: Sequence[PromptRow], seed: int) -> list[Reply]:
-        c = self.config
+        asked, trace = [row.dialogue for row in rows], self.models.trace()
         with self._timed("sample"), self.models.precision():
-            dialogues = [row.dialogue for row in rows]
-            return draw(
-                policy,
-                dialogues,
-                n=c.samples_per_prompt,
-                max_tokens=c.max_new_tokens,
-                stop_after=c.stop_after,
-                seed=seed,
-                trace=self.models.trace(),
-            )
+            return ppo_share.sample(self.group, policy, asked, self.config, seed=seed, trace=trace)
 
     def _check_ratio(self, deviation: float) -> float:
         """Before the first update old and new log-probs are of one model; else nothing that follows is right."""
@@ -386,6 +380,9 @@ class PPO:
             )
         self.checked = True
         return deviation
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _device(self) -> torch.device:
         return next(self.models.policy.parameters()).device

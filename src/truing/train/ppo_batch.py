@@ -79,12 +79,12 @@ def draw(
     n: int,
     max_tokens: int,
     stop_after: Sequence[str] = (),
-    seed: int,
+    seed: int | Sequence[Sequence[int]],
     trace: Trace | None = None,
 ) -> list[Reply]:
     """``n`` replies to each prompt, by plain sampling at temperature 1, in the order of the prompts.
 
-    With a ``trace`` they keep what the frozen trunk computed of them.
+    ``seed`` as in `LM.sample`. With a ``trace`` they keep what the frozen trunk computed of them.
     """
     eos, stops = list(lm.engine.eos_ids), [HUMAN, *stop_after]
     replies = []

@@ -6,7 +6,7 @@ constant changes nothing, and with intervals by prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,12 @@ from torch import Tensor
 
 from truing import stats
 from truing.configs import PPOTrain
-from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.stats import Interval
 from truing.text import encode, to_hh
 from truing.train.ppo_batch import Batch, Reply
 from truing.train.ppo_math import distinct_bigrams, explained_variance, kl_estimates
-from truing.types import Comparison, Dialogue
+from truing.types import Comparison
 
 KINDS = ("finished", "capped", "empty")
 
@@ -93,6 +92,16 @@ def gaps(before: Evaluation, after: Evaluation) -> list[Gap]:
         gap = gained - (scores - before.tests[name])
         out.append(Gap(name, float(gap.mean()), stats.se(gap, after.prompts)))
     return out
+
+
+def stopped_numbers(rows: Sequence[Mapping[str, Any]], config: PPOTrain) -> tuple[dict[str, Interval], list[str]]:
+    """Numbers and a note for a run that was stopped, from its logged rows: those of the last step's batch."""
+    last: Mapping[str, Any] = next((row for row in reversed(rows) if "kl" in row), {})
+    units = {"kl": "nats per reply", "entropy": "nats per token", "reply_tokens": "tokens", "eos_rate": "share"}
+    n = config.prompts_per_step * config.samples_per_prompt
+    found = {name: Interval(last.get(name), None, None, n, unit) for name, unit in units.items()}
+    step = last.get("step", 0)
+    return found, [f"Stopped at step {step} of {config.steps}; these are numbers of that step's batch."]
 
 
 def numbers(before: Evaluation, after: Evaluation, seed: int = 0) -> dict[str, Interval]:
@@ -223,29 +232,3 @@ def describe(replies: Sequence[Reply], batch: Batch, rewards: Tensor, sources: S
         "sampler_gap_max": float(gap.max()),
         **{name: float(value) for name, value in optional.items() if value is not None},
     }
-
-
-def stopped_numbers(config: PPOTrain, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Interval], str]:
-    """Numbers of a run that was stopped, from its metrics: those of the last step's batch; and a note."""
-    last: dict[str, Any] = next((row for row in reversed(rows) if "kl" in row), {})
-    units = {"kl": "nats per reply", "entropy": "nats per token", "reply_tokens": "tokens", "eos_rate": "share"}
-    n = config.prompts_per_step * config.samples_per_prompt
-    found = {name: Interval(last.get(name), None, None, n, unit) for name, unit in units.items()}
-    note = f"Stopped at step {last.get('step', 0)} of {config.steps}; these are numbers of that step's batch."
-    return found, note
-
-
-def judged(
-    dialogues: list[Dialogue], pm: PreferenceModel | None, reward_fn: Callable[[list[Dialogue]], np.ndarray] | None
-) -> np.ndarray:
-    """Scores float64 [N] of a judge that reads by itself: centred PM scores, or what the reward function says."""
-    if pm is not None:
-        return np.asarray(pm.score(dialogues), dtype=float)
-    assert reward_fn is not None
-    scores = np.asarray(reward_fn(dialogues), dtype=float)
-    if scores.shape != (len(dialogues),) or not np.isfinite(scores).all():
-        raise ValueError(
-            f"The reward function returned shape {scores.shape} for {len(dialogues)} dialogues, or numbers that "
-            "are not finite; expected one finite number per dialogue."
-        )
-    return scores

@@ -1,0 +1,43 @@
+"""Low-rank adapters (LoRA, 2106.09685) through peft: a body that trains few weights and saves as a plain one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from truing.models import split, tree
+
+
+def adapt(model: Any, rank: int, alpha: int, first: int = 0, seed: int = 0) -> Any:
+    """The model (a body too) with adapters beside every matrix of layers ``first..``; nothing else requires gradients.
+
+    They begin at zero: the model computes what it did before. The same seed, the same adapters. The wrapper is peft's,
+    and `truing.models.tree` and `split` look through it. Raises ValueError where no layer is left to adapt.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    inside = {id(m) for layer in split.layers(model)[first:] for m in layer.modules()}
+    kinds = (nn.Linear, Conv1D)
+    names = [name for name, m in model.named_modules() if id(m) in inside and isinstance(m, kinds)]
+    if not names:
+        raise ValueError(f"There is nothing to adapt above {first} frozen layers: this model has no more.")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=names, fan_in_fan_out=tree.unwrap(model).config.model_type == "gpt2"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config).eval()
+
+
+def adapted(model: Any) -> bool:
+    """Whether the model carries adapters."""
+    return hasattr(model, "peft_config")
+
+
+def merged(model: Any) -> Any:
+    """A plain copy with the adapters added to the weights; a model without adapters as it is."""
+    return copy.deepcopy(model).merge_and_unload() if adapted(model) else model
