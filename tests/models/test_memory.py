@@ -275,7 +275,7 @@ def test_a_preference_model_scores_the_same_in_half_of_the_memory(monkeypatch: p
 
     monkeypatch.setattr(PreferenceModel, "project", project)
     np.testing.assert_allclose(pm.score(dialogues), wanted, atol=1e-5)
-    assert max(sizes) > 15 and "scoring 2,048 tokens at once; going on with 1,024" in capsys.readouterr().err
+    assert max(sizes) > 15 and "scoring 512 tokens at once; going on with 256" in capsys.readouterr().err
     pm.score(dialogues)
     assert capsys.readouterr().err == "", "the smaller budget is kept"
 

@@ -87,17 +87,15 @@ def score(config: Scoring) -> Run | dict[str, Any]:
     )
     if run.done:
         return run
-    ids = [row.get("id", line) for line, row in rows]
     compute = run.compute(config)
     work, numbers_of, _ = _ways(config, compute, kind, items, lines, run)
     part = savings(config.model, CHUNK)
     out = in_chunks(run, KEPT, items, lambda chunk, _: work(chunk), label="Rows", max_time=config.max_time, **part)
     if len(out) < len(items):
-        run.stop(
-            {"rows": count(len(out))}, [f"Stopped after {len(out)} of {len(items)} rows; the same command goes on."]
-        )
+        notes = [f"Stopped after {len(out)} of {len(items)} rows; the same command goes on."]
+        run.stop({"rows": count(len(out))}, notes)
         return run
-    out = [{"id": i, **row} for i, row in zip(ids, out, strict=True)]
+    out = [{"id": row.get("id", line), **found} for (line, row), found in zip(rows, out, strict=True)]
     atomic_write(run.path / ROWS, as_lines(out))
     numbers, notes = numbers_of(out)
     run.finish(numbers, [*notes, *server_notes(run)])
@@ -256,8 +254,8 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
         **savings(config.model, max(1, CHUNK // config.n)),
     )
     if len(drawn) < len(prompts):
-        left = f"Stopped after {len(drawn)} of {len(prompts)} prompts; the same command goes on."
-        run.stop({"rows": count(len(drawn))}, [left])
+        notes = [f"Stopped after {len(drawn)} of {len(prompts)} prompts; the same command goes on."]
+        run.stop({"rows": count(len(drawn))}, notes)
         return run
     out = [
         {"id": row.get("id", line), "samples": _answer(kept["samples"], config.best)}
@@ -267,9 +265,9 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
     run.write_samples([_shown(p, o["samples"][0]) for p, o in zip(prompts, out, strict=True)])
     numbers, notes = _sample_numbers(drawn, out, config)
     told = any(s["logprob"] is not None for row in drawn for s in row["samples"])
-    cut = (config.temperature, config.top_p) if told else (1.0, 1.0)
     if config.temperature:
         notes += equal_replies(run, ([s["text"] for s in row["samples"]] for row in drawn))
+    cut = (config.temperature, config.top_p) if told else (1.0, 1.0)
     run.finish(numbers, [*notes, *server_notes(run, *cut)])
     (run.path / KEPT).unlink()
     return run
