@@ -1,7 +1,7 @@
 """Does ``--dry-run`` say what the run then takes? Each command twice, and the ratios of tokens, time and memory.
 
 ``python bench/dry_run.py score choices …`` runs some of the commands, without names all. Each takes a minute or two,
-after half a minute of its dry run. Time is that of the whole process, Python's start and the page included.
+after half a minute of its dry run. Time is that of the whole process.
 """
 
 from __future__ import annotations
@@ -134,12 +134,19 @@ def child(argv: Sequence[str], report: Path) -> int:
     return int(code or 0)
 
 
+def busy() -> float:
+    """Seconds that this machine's processors have worked, for anybody."""
+    user, nice, system = Path("/proc/stat").read_text().split(maxsplit=4)[1:4]
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def measured(argv: Sequence[str], folder: Path) -> dict[str, Any]:
     """What the command took: tokens, seconds of the process, bytes at most."""
     report = folder / "report.json"
     out = tempfile.mkdtemp(dir=folder)
     command = [sys.executable, __file__, "--child", str(report), *argv, "--out", out]
     began = time.perf_counter()
+    worked = busy()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder)
     assert process.stderr is not None
     said = process.stderr.read()
@@ -147,12 +154,18 @@ def measured(argv: Sequence[str], folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     if status:
         raise SystemExit(f"{' '.join(argv)} failed:\n{said[-2000:]}")
-    return {**json.loads(report.read_text()), "seconds": seconds, "bytes": usage.ru_maxrss * 1024}
+    others = (busy() - worked - usage.ru_utime - usage.ru_stime) / seconds
+    return {
+        **json.loads(report.read_text()),
+        "seconds": seconds,
+        "bytes": usage.ru_maxrss * 1024,
+        "cores_busy_with_other_work": round(others, 2),
+    }
 
 
 def foretold(argv: Sequence[str], folder: Path) -> dict[str, Any]:
     """What the dry run says: tokens, seconds, bytes."""
-    began = time.perf_counter()
+    began, worked, own = time.perf_counter(), busy(), os.times()
     command = [sys.executable, "-m", "truing", *argv, "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if done.returncode:
@@ -166,7 +179,8 @@ def foretold(argv: Sequence[str], folder: Path) -> dict[str, Any]:
         "tokens": int(tokens[1].replace(",", "")) if tokens else 0,
         "seconds": float(took[1]) * unit,
         "bytes": float(memory[1]) * 2**30,
-        "took": time.perf_counter() - began,
+        "took": (seconds := time.perf_counter() - began),
+        "cores_busy_with_other_work": round((busy() - worked - sum(os.times()[2:4]) + sum(own[2:4])) / seconds, 2),
         "said": done.stdout,
     }
 
@@ -193,7 +207,7 @@ def main() -> int:
             said, took = foretold(lines[name], folder), measured(lines[name], folder)
             ratios = {k: said[k] / took[k] if took[k] else None for k in ("tokens", "seconds", "bytes")}
             kept[name] = {
-                "said": {k: v for k, v in said.items() if k != "said"},
+                "said": {**said, "said": said["said"].splitlines()},
                 "took": took,
                 "ratio": ratios,
                 "command": " ".join(lines[name]).replace(str(folder) + os.sep, ""),
@@ -201,10 +215,11 @@ def main() -> int:
             print(name, {k: v and round(v, 2) for k, v in ratios.items()}, file=sys.stderr, flush=True)
             whole = {"bench": "dry_run", "date": time.strftime("%Y-%m-%d"), "commands": kept, **surroundings()}
             path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    columns = ("command", "tokens", "seconds", "seconds took", "memory", "GiB took", "dry run, s")
+    columns = ("command", "tokens", "seconds", "seconds took", "memory", "GiB took", "dry run, s", "others' cores")
     rows = [
         (name, f["ratio"]["tokens"], f["ratio"]["seconds"], f["took"]["seconds"], f["ratio"]["bytes"])
         + (f["took"]["bytes"] / 2**30, f["said"]["took"])
+        + (max(f[side].get("cores_busy_with_other_work", 0.0) for side in ("said", "took")),)
         for name, f in kept.items()
     ]
     print_table(columns, rows)

@@ -245,6 +245,18 @@ def test_replies_are_the_same_in_half_of_the_batch(where: str, monkeypatch: pyte
     assert told[-1] == (27, 27) and len(told) == len(set(told)), "a reply that is over is over"
 
 
+def test_the_cache_goes_with_the_call() -> None:
+    """Planted: cache and layers hold one another, so that two jobs' caches stand in memory at once."""
+    engine = Engine(make("llama"))
+    gc.collect()
+    gc.disable()
+    try:
+        engine.sample(texts(9), max_tokens=3)
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, slots.SlotLayer)]
+    finally:
+        gc.enable()
+
+
 def test_the_cache_leaves_most_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: cache_bytes alone decides; Linux would promise the memory and kill the process later."""
     engine = Engine(make("llama"))

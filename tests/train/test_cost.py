@@ -94,7 +94,9 @@ def test_replies_that_only_the_work_knows_are_foretold(monkeypatch: pytest.Monke
     assert found.tokens == pytest.approx(40_000, rel=0.01)
 
 
-def test_costs_add_up_and_are_said() -> None:
+def test_costs_add_up_and_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 3 < cost.AROUND <= 18
+    monkeypatch.setattr(cost, "AROUND", 0.0)
     whole = Cost(1000, 90, 5 << 30) + Cost(234, 30, 1 << 30) * 2
     assert whole == Cost(1468, 150, 5 << 30)
     said = whole.lines("cpu, float32, 1 thread")

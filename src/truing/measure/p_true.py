@@ -259,17 +259,18 @@ def _expected(config: PTrue, questions: Sequence[Question], prompts: Sequence[Pr
     lm, loading = timed(lambda: LM.load(config.model, device=compute.device, dtype=compute.dtype))
     shots = config.shots
     _, prompts = fit_shots(lm, shots, lambda k: brainstorm_prompts(questions, k, config.format, config.seed), notes)
-    texts: list[str] = []
+    texts: list[list[str]] = []
 
     def draw(places: Sequence[int], n: int, most: int) -> list[list[Sample]]:
         found = lm.sample([prompts[i] for i in places], n, max_tokens=most, stop=["\n"], seed=config.seed)
         if most == config.max_new_tokens:
-            texts.extend(s.text.strip() for samples in found for s in samples)
+            texts.extend([s.text.strip() for s in samples] for samples in found)
         return found
 
     longest = max(len(lm.encode_prompt(prompt)) for prompt in prompts)
     cost = sampling(lm.engine, draw, len(prompts), config.samples, config.max_new_tokens, CHUNK, longest)
-    alike = [[texts[(i + j) % len(texts)] for j in range(config.samples)] for i in range(len(questions))]
+    drawn = [texts[i % len(texts)] for i in range(len(questions))]  # together, because one question's often repeat
+    alike = [[some[j % len(some)] for j in range(config.samples)] for some in drawn]
     answers = [graded(q, some) for q, some in zip(questions, alike, strict=True)]  # stand-ins of the right length
     _, asked = fit_shots(
         lm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ class SlotLayer(DynamicLayer):
 
     def __init__(self, slots: Slots, like: tuple[Tensor, Tensor]) -> None:
         super().__init__()
-        self.slots = slots
+        self.slots = weakref.proxy(slots)  # in a circle the cache would stay until Python happens to look for circles
         # zeros, not empty: what a mask hides must still be finite
         self.stored = [t.new_zeros(slots.size, t.shape[1], slots.places, t.shape[3]) for t in like]
 

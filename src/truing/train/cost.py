@@ -1,15 +1,16 @@
 """What a run will take, for ``--dry-run``: tokens counted over the whole job, time and memory measured on parts of it.
 
-The parts are done by the functions that the run itself calls. Python's start and the report's page, some seconds, are
-not in the time.
+The parts are done by the functions that the run itself calls.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from truing.models.memory import peak_memory
@@ -26,6 +27,19 @@ REPLIES = 16
 """Replies drawn to their end, to know how long they are."""
 SIMULATED = 20_000
 """Replies whose turns in the batch are played through; more are scaled up."""
+
+
+def _since_start() -> float:
+    """Seconds since this process began, where the system says; at most 15, for a notebook began long ago."""
+    try:
+        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return min(15.0, float(Path("/proc/uptime").read_text().split()[0]) - began)
+    except (OSError, ValueError, IndexError):
+        return 5.0
+
+
+AROUND = _since_start() + 3.0
+"""Seconds of Python's start, and about those of opening the run and drawing its page."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +60,9 @@ class Cost:
     def lines(self, compute: Any = None) -> list[str]:
         """For people; ``compute`` is the device, dtype and threads it was measured on, None where nothing is read."""
         tokens = [] if compute is None else [f"About {round(self.tokens):,} tokens through the model."]
-        took = f"{self.seconds / 60:.1f} minutes" if self.seconds < 7200 else f"{self.seconds / 3600:.1f} hours"
-        took = f"{self.seconds:.0f} seconds" if self.seconds < 180 else took
+        seconds = self.seconds + AROUND
+        took = f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+        took = f"{seconds:.0f} seconds" if seconds < 180 else took
         where = "" if compute is None else f" on {compute}"
         peak = peak_memory(getattr(compute, "device", "cpu"))
         memory = [] if peak is None else [f"About {(peak + self.more_bytes) / 2**30:.2f} GiB of memory at most."]
