@@ -192,6 +192,7 @@ def main() -> int:
     options.add_argument("commands", nargs="*", help="which; default: all")
     options.add_argument("--out", type=Path, default=ROOT / "results")
     given = options.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "bench_dry_run.json"
     kept = json.loads(path.read_text())["commands"] if path.exists() else {}
     with tempfile.TemporaryDirectory() as made:
@@ -210,7 +211,7 @@ def main() -> int:
                 "said": {**said, "said": said["said"].splitlines()},
                 "took": took,
                 "ratio": ratios,
-                "command": " ".join(lines[name]).replace(str(folder) + os.sep, ""),
+                "command": " ".join(lines[name]).replace(str(folder) + os.sep, "").replace(str(folder), "."),
             }
             print(name, {k: v and round(v, 2) for k, v in ratios.items()}, file=sys.stderr, flush=True)
             whole = {"bench": "dry_run", "date": time.strftime("%Y-%m-%d"), "commands": kept, **surroundings()}
@@ -223,7 +224,7 @@ def main() -> int:
         for name, f in kept.items()
     ]
     print_table(columns, rows)
-    every = [ratio for f in kept.values() for ratio in f["ratio"].values() if ratio]
+    every = [ratio for f in kept.values() for ratio in f["ratio"].values() if ratio is not None]
     far = sum(abs(ratio - 1) > ALLOWED for ratio in every)
     print(f"{len(every) - far} of {len(every)} estimates are within {ALLOWED:.0%} of what the run took")
     return 3 if far else 0

@@ -22,7 +22,7 @@ from truing.models.family import new_model
 from truing.models.lm import LM
 from truing.models.load import find_model, load_tokenizer
 from truing.models.memory import peak_memory
-from truing.runs.facts import surroundings
+from truing.runs.facts import surroundings, without_home
 
 LIMIT = 2 << 30
 
@@ -76,7 +76,7 @@ def main() -> int:
     result = {
         "bench": "scoring_memory",
         "date": time.strftime("%Y-%m-%d"),
-        "options": {k: v for k, v in vars(given).items() if k != "out"},
+        "options": {k: without_home(str(v)) for k, v in vars(given).items() if k != "out"},
         "compute": {k: str(v) for k, v in asdict(compute).items()},
         "sequences": len(found),
         "tokens_run": lm.engine.tokens_run,
@@ -88,6 +88,7 @@ def main() -> int:
         "resident_by_sequences_done": seen,
         **surroundings(),
     }
+    given.out.mkdir(parents=True, exist_ok=True)
     (given.out / f"bench_scoring_memory{'_shape' * bool(given.layers)}.json").write_text(
         json.dumps(result, indent=1) + "\n"
     )

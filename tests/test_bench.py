@@ -220,10 +220,16 @@ def named(module: Any, outcomes: dict[str, Any]) -> dict[str, Any]:
 
 def test_training_is_compared_only_where_both_sides_learn_alike() -> None:
     options = pm_training.options_of(["defaults"])
-    agreed = {"same_job": True, "difference_before": 1e-6, "difference_after": 1e-5}
+    agreed = {"same_job": True, "difference_before": 1e-6, "difference_after": 1e-5, "moved": 0.01}
     verdict = pm_training.judge(named(pm_training, training_sides()), agreed, options)
     assert verdict.ratio == pytest.approx(3.0) and verdict.target == 2.5
-    for wrong in ({"same_job": False}, {"difference_before": 0.1}, {"difference_after": 0.5}):
+    for wrong in (
+        {"same_job": False},
+        {"difference_before": 0.1},
+        {"difference_after": 0.5},
+        {"moved": 0.0},
+        {"moved": 2e-5},
+    ):
         verdict = pm_training.judge(named(pm_training, training_sides()), agreed | wrong, options)
         assert verdict.ratio is None and "NO RATIO" in str(verdict)
     assert pm_training.judge(named(pm_training, training_sides(steps=(4, 3))), agreed, options).ratio is None

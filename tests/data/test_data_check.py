@@ -202,3 +202,16 @@ def test_convert_names_the_fields_that_it_leaves_behind(tmp_path: Path) -> None:
     prompts = saved(tmp_path, [{"prompt": "Hi", "task": "greet"}], "p.jsonl")
     result = convert(DataConvert(file=prompts, target=str(tmp_path / "p2.jsonl")))
     assert result["notes"] == ["Fields that the new rows do not have: task."]
+    hh = convert(DataConvert(file=saved(tmp_path, [{**GOOD, "id": "7"}]), target=target, to="hh"))
+    assert hh["notes"] == ["Fields that the new rows do not have: id."]
+
+
+def test_convert_does_not_miss_fields_that_it_writes_by_another_name(tmp_path: Path) -> None:
+    target = str(tmp_path / "out.jsonl")
+    for row in (
+        {"question": "Q?", "answer": "Paris"},
+        {"question": "Q?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"transcript": f"{H} Hi", "rating": 3.0, "task_descripton_harmlessness_score": 1.5},
+    ):
+        result = convert(DataConvert(file=saved(tmp_path, [row]), target=target))
+        assert result["notes"] == [], row

@@ -303,6 +303,21 @@ def test_answers_that_lack_what_a_study_needs_are_not_kept(call: Call, server: S
     assert call(*argv)[0] == 0
 
 
+def test_an_answer_that_is_none_is_asked_for_again(server: Server, tmp_path: Path):
+    """Planted: whatever came with status 200 is kept, and the same command fails on it for ever."""
+    kept = KeptAnswers(tmp_path / ANSWERS)
+    lm = RemoteLM(server.name)
+    lm.client.kept = kept
+    for bad in ({"choices": [{"index": 0, "finish_reason": "stop"}]}, {"choices": "x"}, {"choices": []}):
+        assert lm.client._to_keep(bad) is None
+    good = {"choices": [{"text": "a"}], "usage": {}, "debug": {"authorization": "Bearer k"}}
+    assert lm.client._to_keep(good) == {"choices": [{"text": "a"}], "usage": {}}
+    lm.client._key = "sk-secret"
+    assert lm.client._to_keep({"choices": [{"text": "a", "by": "sk-secret"}]}) == {
+        "choices": [{"text": "a", "by": "[key]"}]
+    }
+
+
 def test_an_address_that_httpx_does_not_take_is_a_clear_error(call: Call):
     code, _, err = call("score", "http://exa mple\x7f/v1#m", lines("t.jsonl", [{"text": "a"}]))
     assert code == 1 and "Traceback" not in err and "unexpected" not in err

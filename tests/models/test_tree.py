@@ -77,7 +77,7 @@ def test_packs_hold_every_sequence_once_with_parents_first_and_ancestors_in_sigh
     packs = tree.pack(sequences, budget)
     assert sorted(m for p in packs for m in p.members) == list(range(len(sequences)))
     for p in packs:
-        assert len(p) <= budget or len(p) == max(len(sequences[m]) for m in p.members)
+        assert len(p) <= max(budget, max(len(sequences[m]) for m in p.members) + budget // 2)
         prefixes = {tuple(sequences[m][: i + 1]) for m in p.members for i in range(len(sequences[m]))}
         assert len(p) == len(prefixes)  # every common beginning once
         ancestors = torch.zeros(len(p), len(p), dtype=torch.bool)
@@ -95,6 +95,13 @@ def test_packs_hold_every_sequence_once_with_parents_first_and_ancestors_in_sigh
 
 @settings(max_examples=100, deadline=None)
 @given(sequences_of_ids, st.integers(1, 12))
+def test_a_context_longer_than_the_budget_is_read_once_for_its_options():
+    """Planted: a cut wherever the budget is passed, which reads the context again for every option."""
+    contexts = [[c] * 600 for c in range(3)]
+    found = list(tree.packs([[*context, 7 + o, 9] for context in contexts for o in range(4)], 512))
+    assert [len(p) for p in found] == [608] * 3
+
+
 def test_duplicates_and_prefixes_cost_nothing_under_any_budget(sequences, budget):
     more = [*sequences, *sequences, *[s[: (len(s) + 1) // 2] for s in sequences]]
     assert sum(map(len, tree.pack(more, budget))) == sum(map(len, tree.pack(sequences, budget)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from truing.configs import DataCheck, DataConvert
-from truing.data.attempts import attempt_to_row, read_attempts, write_attempts
+from truing.data.attempts import MISSPELT, SPELT, attempt_to_row, read_attempts, write_attempts
 from truing.data.check import check_file, kind_of_row
 from truing.data.comparisons import Target, comparison_to_row, read_comparisons
 from truing.data.files import DataError, is_hub_name, read_rows, write_rows
@@ -17,6 +17,14 @@ from truing.data.questions import load_questions, question_to_row
 from truing.types import Comparison
 
 _SHOWN = 20
+_READ = {
+    "comparisons": {"prompt", *(f.name for f in fields(Comparison))}
+    - {"id"},  # `_lost` names those that hh and trl lack
+    "prompts": {"prompt"},
+    "questions": {"answer", "answers", "answerKey", "label", "choices", "subject"},
+    "attempts": {SPELT, MISSPELT},
+}
+"""Fields that are read by other names than they are written by."""
 
 
 def check(config: DataCheck) -> dict[str, Any]:
@@ -61,9 +69,8 @@ Done = tuple[int, int, list[str]]
 def _unknown_fields(file: str, kind: str, target: Path) -> list[str]:
     """Fields of the rows read that are none of ours and none of the rows written, in order."""
     found = dict.fromkeys(name for _, row in read_rows(file, lambda bad: None) for name in row)
-    known = {"prompt", *(f.name for f in fields(Comparison))} if kind == "comparisons" else {"choices", "answers"}
     written = {name for _, row in read_rows(target) for name in row}
-    return [name for name in found if name not in written | known]
+    return [name for name in found if name not in written | _READ[kind]]
 
 
 def _comparisons(config: DataConvert, target: Path) -> Done:
@@ -88,8 +95,8 @@ def _comparisons(config: DataConvert, target: Path) -> Done:
 def _lost(comparisons: list[Any], to: Target) -> list[str]:
     if to == "truing":
         return []
-    fields = [f for f in ("strength", "worker", "arms", "source") if any(getattr(c, f) for c in comparisons)]
-    return fields + (["kind"] if any(c.kind == "harmless" for c in comparisons) else [])
+    names = [f for f in ("strength", "worker", "arms", "source") if any(getattr(c, f) for c in comparisons)]
+    return names + (["kind"] if any(c.kind == "harmless" for c in comparisons) else [])
 
 
 def _prompts(config: DataConvert, target: Path) -> Done:

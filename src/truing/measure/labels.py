@@ -45,7 +45,7 @@ def label_logprobs(
     pairs = [(str(prompt), label) for prompt, some in texts for label in some]
     scores = lm.score(pairs)
     if isinstance(lm, RemoteLM):
-        check_joins(lm.name, pairs, scores)
+        check_joins(lm.name, lm.client, pairs, scores)
     scored = iter(scores)
     for prompt, some in texts:
         found = [next(scored) for _ in some]

@@ -258,7 +258,6 @@ def _expected(config: PTrue, questions: Sequence[Question], prompts: Sequence[Pr
     compute = choose(config.device, config.dtype, config.threads)
     lm, loading = timed(lambda: LM.load(config.model, device=compute.device, dtype=compute.dtype))
     shots = config.shots
-    _, prompts = fit_shots(lm, shots, lambda k: brainstorm_prompts(questions, k, config.format, config.seed), notes)
     texts: list[list[str]] = []
 
     def draw(places: Sequence[int], n: int, most: int) -> list[list[Sample]]:
@@ -305,9 +304,8 @@ def _measure(run: Run, config: PTrue, lm: AnyLM, questions: Sequence[Question], 
         Answers(q, tuple(row["samples"]), tuple(row["correct"])) for q, row in zip(questions, rows, strict=False)
     ]
     if len(answers) < len(questions):
-        run.stop(
-            {}, [f"Stopped after answers to {len(answers)} of {len(questions)} questions; the same command goes on."]
-        )
+        left = f"Stopped after answers to {len(answers)} of {len(questions)} questions; the same command goes on."
+        run.stop({}, [left, *server_notes(run)])
         return
     shots = 0 if config.worked else config.shots
     shots, asked = fit_shots(

@@ -93,7 +93,7 @@ def score(config: Scoring) -> Run | dict[str, Any]:
     out = in_chunks(run, KEPT, items, lambda chunk, _: work(chunk), label="Rows", max_time=config.max_time, **part)
     if len(out) < len(items):
         notes = [f"Stopped after {len(out)} of {len(items)} rows; the same command goes on."]
-        run.stop({"rows": count(len(out))}, notes)
+        run.stop({"rows": count(len(out))}, [*notes, *server_notes(run)])
         return run
     out = [{"id": row.get("id", line), **found} for (line, row), found in zip(rows, out, strict=True)]
     atomic_write(run.path / ROWS, as_lines(out))
@@ -255,7 +255,7 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
     )
     if len(drawn) < len(prompts):
         notes = [f"Stopped after {len(drawn)} of {len(prompts)} prompts; the same command goes on."]
-        run.stop({"rows": count(len(drawn))}, notes)
+        run.stop({"rows": count(len(drawn))}, [*notes, *server_notes(run)])
         return run
     out = [
         {"id": row.get("id", line), "samples": _answer(kept["samples"], config.best)}

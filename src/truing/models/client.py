@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from truing.models import wire
 from truing.models.kept import KeptAnswers
 
 Item = TypeVar("Item")
@@ -40,6 +41,8 @@ GRACE = 30.0
 """Seconds for which answers that are under way are waited for when a job's time is over."""
 _AGAIN = (408, 425, 429)
 _ABOUT = ("id", "owned_by", "created", "root", "max_model_len", "meta")
+_READ = ("choices", "usage", "model", "system_fingerprint", "prompt_logprobs", "prompt_token_ids")
+"""What is read of an answer; the rest is not kept."""
 
 
 class ServerError(ConnectionError):
@@ -133,8 +136,8 @@ class Client:
         answer = self.kept.get(self.url, path, body) if self.kept else None
         if answer is None:
             answer = self._insist(path, body)
-            if self.kept and answer.get("choices"):
-                self.kept.add(answer, self.url, path, body)
+            if self.kept and (part := self._to_keep(answer)):
+                self.kept.add(part, self.url, path, body)
         names = {(name, self._clean(said)) for name in self.called if isinstance(said := answer.get(name), str)}
         with self._lock:
             if new := [(name, said) for name, said in names if said not in self.called[name]]:
@@ -143,6 +146,15 @@ class Client:
                 if self.on_new_name:
                     self.on_new_name()
         return answer
+
+    def _to_keep(self, answer: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What is read of an answer, without the key; None if it is not as answers are: it may be asked for again."""
+        with contextlib.suppress(ValueError):
+            for choice in wire.choices_of(answer):
+                wire.text_of(choice)
+            text = json.dumps({name: answer[name] for name in _READ if name in answer})
+            return json.loads(text.replace(self._key, "[key]") if self._key else text)
+        return None
 
     def _insist(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request that is sent until it is answered or `TRIES` are over."""

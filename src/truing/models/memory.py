@@ -94,7 +94,8 @@ def finish(count: int, work: Callable[[list[int], int], Iterable[Sequence[int]]]
 def free_memory(device: torch.device | str = "cpu") -> int | None:
     """Bytes that are free on a device, where the system says: in memory, also what a container leaves of it."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     found = []
     with contextlib.suppress(OSError):
         said = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)

@@ -201,10 +201,12 @@ class Reader:
         )
 
 
-def check_joins(server: str, pairs: Sequence[tuple[str, str]], scores: Sequence[Scored]) -> None:
+def check_joins(server: str, client: Client, pairs: Sequence[tuple[str, str]], scores: Sequence[Scored]) -> None:
     """Raise ValueError, naming it, for a label whose log-probability a server could not tell (`UNKNOWN`)."""
     for (context, label), scored in zip(pairs, scores, strict=True):
         if math.isnan(scored.logprob) and scored.boundary:
+            if client.kept:
+                client.kept.forget()  # another server at that address may tell it
             raise ValueError(
                 f"The model of {server} has a token that spans the join of {_shown(context)} and the label {label!r}, "
                 "and the server does not tokenise the two apart (vLLM does, by return_token_ids), so the label's own "

@@ -158,7 +158,7 @@ class RemoteLM:
                 raise ValueError(f"The label {label!r} has no tokens; a label needs at least one.")
         texts = [(prompt, label) for prompt in prompts if isinstance(prompt, str) for label in labels]
         scores = self.score(texts)
-        check_joins(self.name, texts, scores)
+        check_joins(self.name, self.client, texts, scores)
         dialogues = [p for p in prompts if isinstance(p, Dialogue)]
         scored, talks = iter(scores), iter(self.client.each(lambda d: self.reader.reply_labels(d, labels), dialogues))
         rows = [[next(scored).logprob for _ in labels] if isinstance(p, str) else next(talks) for p in prompts]

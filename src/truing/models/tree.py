@@ -96,8 +96,9 @@ def packs(sequences: Sequence[Ids], budget: int = 2048) -> Iterator[Pack]:
 
     Each is made when it is asked for, so that a long job's packs never stand in memory together. Duplicates and proper
     prefixes cost nothing. Rows are filled greedily over the sorted sequences; a new row repeats the beginning it
-    needs; a sequence longer than the budget has a row of its own (with its own prefixes). Deterministic; every
-    sequence is a member of exactly one pack. Raises ValueError on an empty sequence.
+    needs, so that after a long common beginning a row takes half a budget more, and a sequence longer than the budget
+    makes a longer row. Deterministic; every sequence is a member of exactly one pack. Raises ValueError on an empty
+    sequence.
     """
     rows = [np.asarray(s, dtype=np.int64) for s in sequences]
     for i, row in enumerate(rows):
@@ -107,8 +108,9 @@ def packs(sequences: Sequence[Ids], budget: int = 2048) -> Iterator[Pack]:
     order = sorted(range(len(rows)), key=lambda i: rows[i].astype(">u4").tobytes())
     builder = _Builder()
     for i in reversed(order):  # descending: a proper prefix follows a branch it lies on, wherever the budget cuts
-        fresh = len(rows[i]) - builder.shared(rows[i])
-        if builder.members and fresh and builder.size + fresh > budget:
+        shared = builder.shared(rows[i])
+        fresh = len(rows[i]) - shared
+        if builder.members and fresh and builder.size + fresh > max(budget, shared + budget // 2):
             yield builder.finish()
             builder = _Builder()
         builder.add(i, rows[i])

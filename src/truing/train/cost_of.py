@@ -50,9 +50,10 @@ def pm_cost(
     part = _tokens(trainer.pairs, rows, budget)
     forward, backward = scoring.seconds / part, stepping.seconds / metrics["tokens"]
     trained_on = config.epochs * _trained_on(whole, n, config, budget)
-    replies = np.unique([whole.chosen[n:], whole.rejected[n:]]) if held_out else np.empty(0, int)
-    # read before, after each pass, and for the reference mean
-    looks = (1 + config.epochs + min(reference, len(replies)) / max(1, len(replies))) * _tokens(whole, replies, budget)
+    first = n if held_out else 0
+    replies = np.unique([whole.chosen[first:], whole.rejected[first:]])
+    times = min(1.0, reference / len(replies)) + (1 + config.epochs if held_out else 0)  # for the mean; evaluations
+    looks = times * _tokens(whole, replies, budget)
     cost = loading + Cost(trained_on, backward * trained_on) + Cost(looks, forward * looks)
     every = sum(p.numel() for p in pm.parameters())
     trained = sum(p.numel() for _, p in pm.trainable_parameters())

@@ -348,9 +348,10 @@ def compute_of(group: Group, run: Run, config: Any) -> Compute:
     if group.size == 1:
         return run.compute(config)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", group.size))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // here)
     if group.leads and not config.threads:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        config = dataclasses.replace(config, threads=max(1, cores // here))
+        config = dataclasses.replace(config, threads=share)
     chosen = run.compute(config) if group.leads else None
     facts = group.same((chosen.device.type, chosen.dtype, chosen.threads) if chosen else None)
     assert facts is not None
@@ -364,4 +365,4 @@ def compute_of(group: Group, run: Run, config: Any) -> Compute:
             )
         torch.cuda.set_device(local)
         kind = f"cuda:{local}"
-    return choose(kind, dtype, threads)
+    return choose(kind, dtype, min(threads, config.threads or share))  # a run begun alone may have chosen more

@@ -32,7 +32,7 @@ from truing.stats import Interval, ece
 from truing.text import to_hh
 from truing.train.cost_of import pm_cost
 from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, set_lr, train
-from truing.train.parallel import ALONE, Group, compute_of, open_run, processes
+from truing.train.parallel import ALONE, Group, compute_of, group_for, open_run, processes
 from truing.train.pm_numbers import confidence, correctness, kinds_line, losses, preference_numbers, reliability_of
 from truing.train.pm_pairs import Kept, Pairs, Trunk, batches, chunks, pack_sequences, shares, tokenize
 from truing.train.pm_setup import check, check_lengths, data_hash, data_of, spread, start
@@ -73,6 +73,7 @@ def train_pm(
     notes: list[str] = []
     train_set, held_out = data_of(config, comparisons, eval_comparisons, notes)
     if config.dry_run:
+        group_for(ALONE)  # several would measure one another
         return {"lines": [*notes, *pm_cost(PMTrainer, config, train_set, held_out, lm, REFERENCE_REPLIES)]}
     given = {"comparisons": comparisons, "eval_comparisons": eval_comparisons}
     hashes = {name: data_hash(rows) for name, rows in given.items() if rows is not None}

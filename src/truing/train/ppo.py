@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from truing.train import ppo_share
 from truing.train.cost import timed
 from truing.train.cost_of import ppo_cost
 from truing.train.loop import Stateful, Trainable, clip, rng, set_lr, train
-from truing.train.parallel import ALONE, Group, compute_of, open_run, processes
+from truing.train.parallel import ALONE, Group, compute_of, group_for, open_run, processes
 from truing.train.ppo_batch import Batch, Part, Reply, mask_of, pack_replies
 from truing.train.ppo_eval import (
     Evaluation,
@@ -81,6 +82,7 @@ def train_ppo(
     check(config)
     rows = prompt_rows(prompts, config.prompts, held_out := prompt_rows(eval_prompts, config.eval_prompts))
     if config.dry_run:
+        group_for(ALONE)  # several would measure one another
         compute = choose(config.device, config.dtype, config.threads)
         ppo, loading = timed(lambda: _load(config, compute, rows, held_out, lm, pm, reward_fn, test_pms))
         return {"lines": ppo_cost(config, ppo, compute, loading)}
@@ -163,7 +165,7 @@ class PPO:
             "value": Trainable(self.models.value),
             "optimizer": self.optimizer,
         }
-        self.budget = self.full_budget = pack_budget(self._device(), config.tokens_per_pack)
+        self.budget = pack_budget(self._device(), config.tokens_per_pack)
         self.seconds: dict[str, float] = {}
         self.checked = False
         self.before: Evaluation | None = None
@@ -311,7 +313,7 @@ class PPO:
 
         def backward(budget: int) -> list[dict[str, float]]:
             self.optimizer.zero_grad(set_to_none=True)  # also what was left when memory ran out
-            if budget < max((len(part.pack) for part in groups[m]), default=0) and budget < self.full_budget:
+            if any(budget < part.budget for part in groups[m]):
                 groups[m] = self.repack(m, budget)
             c, parts = self.config, [part for part in groups[m] if len(part.cells)]
             return [self.models.backward(part, batch, tokens, clip=c.clip, value_coef=c.vf_coef) for part in parts]
@@ -357,7 +359,7 @@ class PPO:
         finally:
             self.models.policy = ours
         return Evaluation(
-            replies,
+            [replace(reply, read=None) for reply in replies],  # what sampling has read is of no more use
             batch.scores.double().cpu().numpy(),
             batch.kl.sum(1).double().cpu().numpy(),
             batch.entropy.sum(1).double().cpu().numpy(),

@@ -118,6 +118,8 @@ class Part:
     ends: Tensor
     rows: Tensor
     states: Tensor | None = None
+    budget: int = 0
+    """Tokens that its pack was allowed."""
 
 
 def pack_replies(
@@ -135,7 +137,7 @@ def pack_replies(
     Replies of which sampling has kept all that is needed stand in packs of their own, which have their ``states``.
     """
     known = [r for r in rows if _is_known(replies[r], None if pm_paths is None else pm_paths[r])]
-    rest = [r for r in rows if r not in set(known)]
+    rest = sorted(set(rows) - set(known))
     return [
         part
         for some in (known, rest)
@@ -172,7 +174,8 @@ def _pack(
         scored = [(p[-1], rows[m - count]) for m, p in zip(packed.members, packed.paths, strict=True) if m >= count]
         ends, owners = (torch.tensor([int(pair[i]) for pair in scored], dtype=torch.long) for i in (0, 1))
         tensors = (t.to(device) for t in (places, torch.cat(offsets), targets, ends, owners))
-        part = Part(packed.to(device), *tensors)
+        put, cells, wanted, last, whose = tensors
+        part = Part(packed.to(device), put, cells, wanted, last, whose, budget=budget)
         if known:
             part.states = _states(packed, [replies[rows[m % count]] for m in packed.members]).to(device)
         parts.append(part)

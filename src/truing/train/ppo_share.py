@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from truing.configs import PPOTrain
@@ -32,7 +33,10 @@ def sample(
     seed: int,
     trace: Trace | None = None,
 ) -> list[Reply]:
-    """`draw`, each process the replies to some prompts; a reply's seed is the same wherever it is drawn."""
+    """`draw`, each process the replies to some prompts; a reply's seed is the same wherever it is drawn.
+
+    A ``trace`` is kept by one process alone: packs are dealt to any of them, and states are too many to send round.
+    """
     n, max_tokens, stop_after = config.samples_per_prompt, config.max_new_tokens, config.stop_after
     if group.size == 1:
         return draw(lm, prompts, n=n, max_tokens=max_tokens, stop_after=stop_after, seed=seed, trace=trace)
@@ -42,7 +46,7 @@ def sample(
     own = [seeds[i] for i in places]
     drawn: list[Reply] = []
     if mine:
-        drawn = draw(lm, mine, n=n, max_tokens=max_tokens, stop_after=stop_after, seed=own, trace=trace)
+        drawn = draw(lm, mine, n=n, max_tokens=max_tokens, stop_after=stop_after, seed=own)
     drawn = [dataclasses.replace(reply, prompt=places[reply.prompt]) for reply in drawn]
     return [reply for part in group.gather(drawn) for reply in part]
 
@@ -58,7 +62,12 @@ def measure(group: Group, models: Models, parts: Sequence[Part], mask: Tensor, *
 def pm_scores(group: Group, models: Models, parts: Sequence[Part], n: int) -> np.ndarray:
     """Raw scores [n] of a preference model that reads the shared trees; ``parts`` are this process's."""
     scores = models.pm_scores(parts, n).double()
-    return (scores if group.size == 1 else group.sum(scores.nan_to_num(0.0))).numpy()
+    if group.size > 1:
+        mine = torch.zeros(n, dtype=torch.bool)
+        for part in parts:
+            mine[part.rows.cpu()] = True
+        scores = group.sum(torch.where(mine, scores, 0.0))
+    return scores.numpy()
 
 
 def judge(
