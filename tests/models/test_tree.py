@@ -186,7 +186,7 @@ def test_gradients_of_groups_of_samples_equal_those_of_padded_training(kind, gro
         found |= {name: p.grad.clone() for name, p in model.named_parameters()}
     scale = max(g.abs().max() for g in theirs.values())
     for name, grad in theirs.items():
-        assert (mine[name] - grad).abs().max() / grad.abs().max().clamp_min(scale * 1e-3) < 1e-4, name
+        assert (mine[name] - grad).abs().max() / grad.abs().max().clamp_min(scale * 0.1) < 1e-4, name
 
 
 @functools.cache
