@@ -65,8 +65,8 @@ def _expected(config: PIKTrain, questions: list[Question]) -> list[str]:
     def draw(places: Sequence[int], n: int, most: int) -> list[list[Sample]]:
         return lm.sample([texts[i] for i in places], n, max_tokens=most, stop=[STOP], seed=config.seed)
 
-    longest = max(map(len, prompts))
-    cost = loading + sampling(lm.engine, draw, len(prompts), config.samples, config.max_new_tokens, CHUNK, longest)
+    sizes = [len(prompt) for prompt in prompts]
+    cost = loading + sampling(lm.engine, draw, sizes, config.samples, config.max_new_tokens, CHUNK)
     cost += p_ik_cost(config, lm, prompts)
     tokens = expected_tokens(lm, questions, config.samples, config.max_new_tokens, config.format)
     trained = round(len(questions) * (1 - config.eval_share))

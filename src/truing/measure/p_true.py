@@ -262,12 +262,12 @@ def _expected(config: PTrue, questions: Sequence[Question], prompts: Sequence[Pr
 
     def draw(places: Sequence[int], n: int, most: int) -> list[list[Sample]]:
         found = lm.sample([prompts[i] for i in places], n, max_tokens=most, stop=["\n"], seed=config.seed)
-        if most == config.max_new_tokens:
+        if most == config.max_new_tokens and not lm.engine.counting:
             texts.extend([s.text.strip() for s in samples] for samples in found)
         return found
 
-    longest = max(len(lm.encode_prompt(prompt)) for prompt in prompts)
-    cost = sampling(lm.engine, draw, len(prompts), config.samples, config.max_new_tokens, CHUNK, longest)
+    sizes = [len(lm.encode_prompt(prompt)) for prompt in prompts]
+    cost = sampling(lm.engine, draw, sizes, config.samples, config.max_new_tokens, CHUNK)
     drawn = [texts[i % len(texts)] for i in range(len(questions))]  # together, because one question's often repeat
     alike = [[some[j % len(some)] for j in range(config.samples)] for some in drawn]
     answers = [graded(q, some) for q, some in zip(questions, alike, strict=True)]  # stand-ins of the right length

@@ -291,14 +291,13 @@ def _expected_sampling(config: Sampling, prompts: Sequence[Dialogue], lines: Seq
             drawn[:] = [prompts[i].reply(s.text) for i, samples in zip(places, found, strict=True) for s in samples]
         return found
 
-    longest = max(len(lm.encode_prompt(prompt)) for prompt in prompts)
-    sizes = (len(prompts), config.n, config.max_new_tokens, max(1, CHUNK // config.n), longest)
+    sizes = [len(lm.encode_prompt(prompt)) for prompt in prompts]
+    cost += sampling(lm.engine, draw, sizes, config.n, config.max_new_tokens, max(1, CHUNK // config.n))
     if not config.pm:
-        return [first, *(cost + sampling(lm.engine, draw, *sizes)).lines(compute)]
+        return [first, *cost.lines(compute)]
     pm, loading = timed(lambda: PreferenceModel.load(str(config.pm), device=compute.device, dtype=compute.dtype))
-    cost += loading + sampling(lm.engine, draw, *sizes)
     _, scoring = timed(lambda: pm.score(drawn), pm)
-    return [first, *(cost + scoring * (most / max(1, len(drawn)))).lines(compute)]
+    return [first, *(cost + loading + scoring * (most / max(1, len(drawn)))).lines(compute)]
 
 
 def _drawing(

@@ -277,15 +277,15 @@ def make_rows(prompts: Sequence[Ids], n: int, seeds: int | Sequence[Sequence[int
     return rows
 
 
-def groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows whose prompts are of like length (up to 256 tokens, then within a factor of 4), longest first.
+def length_class(tokens: int) -> int:
+    """Prompts of one class are decoded together: those of up to 256 tokens, then of lengths within a factor of 4."""
+    return max(4, ((tokens - 1).bit_length() + 1) // 2)
 
-    Replies to equal prompts stand side by side.
-    """
+
+def groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows whose prompts are of like length (`length_class`), longest first; those of equal prompts side by side."""
     ordered = sorted(rows, key=lambda r: (-len(r.prompt), r.prompt, r.request, r.index))
-    return [
-        list(g) for _, g in itertools.groupby(ordered, lambda r: max(4, ((len(r.prompt) - 1).bit_length() + 1) // 2))
-    ]
+    return [list(g) for _, g in itertools.groupby(ordered, lambda r: length_class(len(r.prompt)))]
 
 
 def fill_holes(alive: Sequence[bool]) -> list[int]:

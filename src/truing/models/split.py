@@ -118,7 +118,7 @@ class Watch:
 
     def __init__(self, model: Any, k: int) -> None:
         _check(model, k)
-        self.layer = getattr(body(model), _names(model)[0])[k]
+        self.layer = layers(model)[k]
         self.seen: list[Tensor] = []
 
     def __enter__(self) -> Watch:

@@ -363,7 +363,7 @@ def _expected(size: Size) -> list[str]:
     return [
         f"{replies + rollouts:,} replies of at most {size.reply_tokens} tokens ({tokens:,} in all), two preference "
         f"models, two PPO runs of {size.ppo_steps} steps.",
-        "About 20 minutes (a few with --fast) on two cores; memory about 9 GiB.",
+        "About 20 minutes (a few with --fast) on two cores; memory about 5 GiB.",
     ]
 
 

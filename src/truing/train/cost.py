@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from truing.models.draw import length_class
 from truing.models.memory import peak_memory
 from truing.types import Sample
 
@@ -89,10 +90,7 @@ def reading(reader: Reader, work: Callable[[int, int], object], count: int, size
     Time goes by tokens. A part is taken so large that what its items begin with in common is, as in a whole chunk, not
     most of it; a chunk at most.
     """
-    starts = list(range(0, count, size))
-    some = [starts[i * len(starts) // CHUNKS] for i in range(CHUNKS)] if len(starts) > CHUNKS else starts
-    items = sum(min(start + size, count) - start for start in some)
-    tokens = sum(_tokens(reader, work, start, min(start + size, count)) for start in some) * count / items
+    tokens = _over_chunks(reader, work, count, size)
     n, most = min(count, 4), min(count, size)
     _, part = timed(lambda: work(0, n), reader)  # whatever is slower the first time
     while True:
@@ -108,6 +106,14 @@ def reading(reader: Reader, work: Callable[[int, int], object], count: int, size
         _, part = timed(lambda first=first, last=last: work(first, last), reader)  # type: ignore[misc]
         if n == most or part.seconds > SECONDS / 2:
             return Cost(tokens, part.seconds / max(1, part.tokens) * tokens)
+
+
+def _over_chunks(reader: Reader, work: Callable[[int, int], object], count: int, size: int) -> float:
+    """Tokens that ``work`` would read in all chunks."""
+    starts = list(range(0, count, size))
+    some = [starts[i * len(starts) // CHUNKS] for i in range(CHUNKS)] if len(starts) > CHUNKS else starts
+    items = sum(min(start + size, count) - start for start in some)
+    return sum(_tokens(reader, work, start, min(start + size, count)) for start in some) * count / items
 
 
 def _middle(count: int, n: int) -> tuple[int, int]:
@@ -128,26 +134,38 @@ def _tokens(reader: Reader, work: Callable[[int, int], object], start: int, stop
 Draw = Callable[[Sequence[int], int, int], list[list[Sample]]]
 
 
-def sampling(engine: Any, draw: Draw, count: int, n: int, max_tokens: int, size: int, longest: int) -> Cost:
-    """Cost of ``n`` replies to each of ``count`` prompts, ``size`` prompts at a time, the longest of so many tokens.
+def sampling(engine: Any, draw: Draw, prompts: Sequence[int], n: int, max_tokens: int, size: int) -> Cost:
+    """Cost of ``n`` replies to each of the prompts, of so many tokens each, ``size`` prompts at a time.
 
     ``draw(places, n, most)`` draws n replies of at most ``most`` tokens to the prompts at these places. How long
     replies are is seen on a few; what a step takes, on these few and on a whole batch; then the batch is played
-    through: rows that end leave it, waiting ones enter.
+    through for prompts of each class of lengths, as the engine decodes them: rows that end leave it, waiting ones
+    enter.
     """
     if max_tokens == 0:
         return Cost()
-    rows = engine.rows_at_once(min(size, count) * n, longest + max_tokens)
-    few = spread(count, max(1, REPLIES // n))
+    count, classes = len(prompts), dict[int, list[int]]()
+    for place, tokens in enumerate(prompts):
+        classes.setdefault(length_class(tokens), []).append(place)
+
+    def batch(places: Sequence[int]) -> tuple[int, int]:
+        """Replies to one class in a chunk, and how many of them are decoded together."""
+        chunk = max(1, round(min(size, count) * len(places) / count)) * n
+        return chunk, engine.rows_at_once(chunk, max(prompts[i] for i in places) + max_tokens)
+
+    common = max(classes.values(), key=len)
+    few = [common[i] for i in spread(len(common), max(1, REPLIES // n))]
     each = min(n, max(1, REPLIES // len(few)))
+    begun = _over_chunks(engine, lambda start, stop: draw(range(start, stop), n, 1), count, size)
     draw(few[:1], 1, 2)  # whatever is slower the first time
     _, first = timed(lambda: draw(few, each, 1), engine)
     drawn, whole = timed(lambda: draw(few, each, max_tokens), engine)
     lengths = [len(s.token_ids) for samples in drawn for s in samples]
     played = _widths(lengths, len(lengths))
     step, per_row, more = max(0.0, whole.seconds - first.seconds) / max(1, len(played) - 1), 0.0, 0.0
+    rows = batch(common)[1]
     if rows > 2 * len(lengths) and max_tokens > 1:
-        many, short = spread(count, -(-rows // n)), min(6, max_tokens)
+        many, short = [common[i] for i in spread(len(common), -(-rows // n))], min(6, max_tokens)
         _, first = timed(lambda: draw(many, n, 1), engine)
         _, longer = timed(lambda: draw(many, n, short), engine)
         wide = max(0.0, longer.seconds - first.seconds) / (short - 1)
@@ -155,15 +173,21 @@ def sampling(engine: Any, draw: Draw, count: int, n: int, max_tokens: int, size:
         per_row = max(0.0, wide - step) / max(1.0, rows - mean)
         step = max(0.0, step - per_row * mean)
         more = engine.row_bytes(max_tokens - short) * rows
-        few = many
-    pick, chunk, total = random.Random(0), min(count, size) * n, count * n
-    simulated, steps, widths = 0, 0, 0
+    cost = Cost(begun, first.seconds / max(1, first.tokens) * begun, more)
+    for places in classes.values():
+        chunk, rows = batch(places)
+        cost += _decoding(lengths, len(places) * n, chunk, rows, step, per_row)
+    return cost
+
+
+def _decoding(lengths: Sequence[int], total: int, chunk: int, rows: int, step: float, per_row: float) -> Cost:
+    """Cost of ``total`` replies of such lengths after their prompts; a reply's last token is drawn and not read."""
+    pick, simulated, steps, widths = random.Random(0), 0, 0, 0
     while simulated < min(total, max(SIMULATED, chunk)):
         part = min(chunk, total - simulated)
         played = _widths([pick.choice(lengths) for _ in range(part)], rows)
         simulated, steps, widths = simulated + part, steps + len(played), widths + sum(played)
-    scale = total / simulated
-    return first * (count / len(few)) + Cost(widths * scale, scale * (step * steps + per_row * widths), more)
+    return Cost(widths - simulated, step * steps + per_row * widths) * (total / simulated)
 
 
 def replying(reader: Reader, work: Callable[[int, int], object], count: int, size: int) -> Cost:
