@@ -181,7 +181,7 @@ def test_a_trace_holds_the_lower_layers_states_of_all_that_was_read(kind, trunk)
     assert ended == {EOS, 17, None}
 
 
-def test_a_trace_ends_at_the_window_and_stays_empty_without_trees():
+def test_a_trace_ends_at_the_window_and_stays_empty_without_trees_or_memory(monkeypatch):
     model, prompt = make("llama"), [1 + i % 50 for i in range(WINDOW - 3)]
     trace = Trace(1, (7,))
     ((sample,),) = Engine(model).sample([prompt], max_tokens=9, trace=trace)
@@ -190,6 +190,12 @@ def test_a_trace_ends_at_the_window_and_stays_empty_without_trees():
     trace = Trace(1, (7,))
     Engine(make("sliding")).sample([prompt[:5]], max_tokens=3, trace=trace)
     assert not trace.found
+    cost = 2 * (5 + 3 + 1) * model.config.hidden_size * 4  # two prompts, each with its reply and the token after it
+    for free, found in ((2 * cost, 2), (2 * cost - 2, 0), (None, 2)):
+        monkeypatch.setattr("truing.models.engine.free_memory", lambda device, free=free: free)
+        trace = Trace(1, (7,))
+        Engine(model, max_batch=1).sample([prompt[:5], prompt[5:10]], max_tokens=3, trace=trace)
+        assert len(trace.found) == found
 
 
 @kinds

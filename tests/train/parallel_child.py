@@ -1,6 +1,6 @@
-"""What two processes do for test_parallel.py: started by torchrun, never imported by pytest.
+"""What two processes do for test_parallel.py: started by torchrun or by hand, never imported by pytest.
 
-``python -m torch.distributed.run --nproc-per-node 2 parallel_child.py FOLDER JOB…``
+``python -m torch.distributed.run --nproc-per-node 2 parallel_child.py FOLDER JOB…``; JOB:kill ends the second process.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "frozen": {"frozen_layers": 1, "learning_rate": 1e-3},
     "lora": {"lora_rank": 4, "learning_rate": 3e-3},
     "killed": {},
+    "killed-fsdp": {"parallel": "fsdp"},
 }
 
 

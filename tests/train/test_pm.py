@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from truing.configs import PMTrain
-from truing.models import tree
+from truing.models import split, tree
+from truing.models.draw import Trace
 from truing.models.family import byte_tokenizer, new_model
-from truing.models.heads import PreferenceModel
+from truing.models.heads import PreferenceModel, end_of_context
 from truing.models.lm import LM
 from truing.train import pm_pairs
 from truing.train.loop import rng
@@ -396,6 +397,32 @@ def test_what_a_trunk_has_read_is_not_read_again_and_belongs_to_it(monkeypatch: 
         with pytest.raises(ValueError, match="read by another trunk"):
             Trunk(model, k, t.pairs.sequences, 80, kept=kept)
     assert not Trunk(other.backbone, 0, t.pairs.sequences, 80, kept=kept).kept
+
+
+def test_what_sampling_has_read_no_trunk_reads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the states of another reply, those of a reply without its end of context, a file that loses some."""
+    sizes = {"layers": 3, "width": 32, "heads": 2, "vocab_size": 300}
+    lm = LM(new_model("llama", **sizes), byte_tokenizer())  # type: ignore[arg-type]
+    pm, kept = PreferenceModel.new(lm, frozen_layers=2), Kept()
+    assert pm.eoc_id == end_of_context(lm) < 300
+    asks = [Dialogue().ask(text) for text in ("one", "one two", "three")]
+    for seed in (3, 4):
+        trace = Trace(2, (end_of_context(lm),))
+        lm.sample(asks[seed - 3 :], 3, max_tokens=6, seed=seed, trace=trace)
+        assert len(trace.found) == 3 * len(asks[seed - 3 :])
+        kept.learn(trace, lm.model)
+    kept.save(tmp_path / "states")
+    kept = Kept.load(tmp_path / "states", lm.model, 2)
+    assert len(kept.states) == 15 and (tmp_path / "states").stat().st_size < 15 * 30 * 32 * 4
+    sequences = [np.frombuffer(name, dtype=np.int64) for name in kept.states]
+    assert all(s[-1] == pm.eoc_id for s in sequences)
+    (pack,) = pack_sequences(sequences, range(15))
+    wanted = split.trunk_states(pm.backbone, pack, 2)
+    monkeypatch.setattr(Trunk, "compute", lambda self, pack: pytest.fail("read a second time"))
+    trunk = Trunk(pm.backbone, 2, sequences, 80, kept=kept)
+    assert (trunk.states(pack) - wanted).abs().max() < 1e-5  # type: ignore[operator]
+    kept.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "states").read_bytes()
 
 
 def test_running_out_of_memory_changes_neither_gradients_nor_weights(

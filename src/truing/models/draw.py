@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from truing.models.memory import STATES_SHARE
 from truing.models.tree import Ids, gather_logprobs
 from truing.text import cut_at_stop
 from truing.types import Finish, Sample
@@ -186,7 +187,8 @@ class Trace:
     """Asks `Engine.sample` for the states after the lower ``layers`` layers of all that it reads.
 
     After a reply, its eos left out, the tokens ``then`` are read too. ``found[prompt, reply]`` holds the ids read
-    (prompt, reply and ``then``, as far as they were) and their states [T, H]; nothing of models that cannot take trees.
+    (prompt, reply and ``then``, as far as they were) and their states [T, H]. Nothing is found of models that cannot
+    take trees, and nothing where the states would take more than half of the memory that is free.
     """
 
     layers: int
@@ -194,6 +196,11 @@ class Trace:
     window: int | None = None
     """The longest sequence that the model reads, set by the engine."""
     found: dict[tuple[int, int], tuple[list[int], Tensor]] = field(default_factory=dict)
+
+    def fits(self, rows: Sequence[Row], bytes_per_token: int, free: int | None) -> bool:
+        """Whether the states of these replies, each as long as it may become, leave enough memory free."""
+        tokens = sum(len(row.prompt) + row.limit + len(self.then) for row in rows)
+        return free is None or tokens * bytes_per_token <= STATES_SHARE * free
 
     def rest(self, row: Row, eos_ids: frozenset[int]) -> list[int]:
         """What is still to be read when a reply is over."""

@@ -181,7 +181,9 @@ class Engine:
             self._count([*{row.prompt: None for row in rows if row.limit}])
             for row in rows:
                 row.limit = 0
-        trace = trace if self.trees else None
+        width = self.config.hidden_size * self.inner.dtype.itemsize
+        if trace and not (self.trees and trace.fits(rows, width, free_memory(self.inner.device))):
+            trace = None
         if trace:
             trace.window = self._window()
         job = Job(each, ends, progress, on_text, len(rows), sum(row.limit == 0 for row in rows), trace)

@@ -267,6 +267,13 @@ class PIK(ScalarModel):
         return 1 / (1 + np.exp(-self.read(prompts, budget=budget).astype(np.float64))).astype(np.float32)
 
 
+def end_of_context(lm: LM) -> int:
+    """The id at which a new preference model on this language model reads scores; it may lie past the embeddings."""
+    _, eoc, _ = _special_tokens(lm.tokenizer, wants_eoc=True)
+    assert eoc is not None
+    return eoc
+
+
 def _special_tokens(tokenizer: Any, *, wants_eoc: bool) -> tuple[Any, int | None, int]:
     """A copy of the tokenizer with the ids of end-of-context (if wanted) and padding, both unlike EOS and BOS.
 

@@ -20,6 +20,8 @@ import torch
 T = TypeVar("T")
 LEAST_TOKENS = 128
 """A budget of fewer tokens saves nothing: the model itself does not fit."""
+STATES_SHARE = 0.5
+"""A frozen trunk's states are kept only if they fit into this share of the memory that is free."""
 _SAID = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 _GROUP = Path("/sys/fs/cgroup")
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from truing.collect.crowd import Crowd, Reply, crowd_with_agreement
 from truing.configs import Demo, PMTrain, PPOTrain
 from truing.data.comparisons import load_comparisons
 from truing.data.files import write_rows
+from truing.data.prompts import Prompt
+from truing.models import tree
 from truing.models.compute import DTYPES, autocast
-from truing.models.heads import PreferenceModel
+from truing.models.draw import Trace
+from truing.models.heads import PreferenceModel, end_of_context
 from truing.models.lm import LM
 from truing.models.split import num_layers
 from truing.recipes import demo_story
@@ -51,8 +55,7 @@ from truing.recipes.demo_setup import (
 )
 from truing.runs import Run, atomic_write, sweep
 from truing.train.pm import train_pm
-from truing.train.pm_pairs import Kept, Trunk, score_above, tokenize
-from truing.train.pm_setup import data_of
+from truing.train.pm_pairs import Kept, score_above
 from truing.train.ppo import train_ppo
 from truing.types import Dialogue
 
@@ -69,6 +72,10 @@ STAGES = {
 """Stage → what it does, and its share of the time in percent."""
 
 
+STATES = "states.safetensors"
+"""What the frozen trunk has read while sampling, until the preference models are trained."""
+
+
 @dataclass
 class Lab:
     """A demo run in progress: its folder, sizes, prompts and the base model."""
@@ -79,8 +86,6 @@ class Lab:
     parts: Parts
     lm: LM
     spent: dict[str, float] = field(default_factory=dict)
-    kept: Kept = field(default_factory=Kept)
-    """What the frozen trunk, the same for all preference models, has read."""
 
     @property
     def path(self) -> Path:
@@ -105,18 +110,33 @@ class Lab:
         asked_for = [self.dialogue(row) for row in load_lines(self.path / f"replies_{replies}.jsonl")]
         left = self.path / f"scores_{pm}_{replies}.json"
         if not left.exists():
-            found = score_above(self.pm(pm), asked_for, self.read_before(), PACK, self.precision)
+            found = score_above(self.pm(pm), asked_for, self.kept(), PACK, self.precision)
             atomic_write(left, json.dumps(found.tolist()))
         return dict(zip(asked_for, load_json(left), strict=True))
 
-    def read_before(self) -> Kept:
-        """What training the first preference model has read; after a kill read again, in the same packs."""
-        if not self.kept.states:
-            config = pm_config(self, "pm-1", str(self.path / "comparisons_1.jsonl"))
-            pm, (trained, held_out) = self.pm("pm-1"), data_of(config, None, None, [])
-            found = tokenize([*trained, *held_out], pm.pm_ids)
-            Trunk(pm.backbone, self.frozen, found.sequences, PACK, self.precision, kept=self.kept)
-        return self.kept
+    def draw(self, lm: LM, prompts: Sequence[Prompt], arm: str, **how: Any) -> list[dict[str, Any]]:
+        """Rows of replies (`draw_replies`) that preference models will read: what the frozen trunk read is kept."""
+        eoc = end_of_context(lm)
+        known = self.frozen > 0 and eoc < tree.unwrap(lm.model).config.vocab_size
+        trace = Trace(self.frozen, (eoc,)) if known else None
+        rows = draw_replies(lm, prompts, arm, tokens=self.size.reply_tokens, trace=trace, **how)
+        if trace and trace.found:
+            self.sampled.learn(trace, lm.model)
+        return rows
+
+    def keep_states(self) -> None:
+        """Leave in the run what sampling has read, for the stages to come: after a kill they compute the same."""
+        self.sampled.save(self.path / STATES)
+
+    @cached_property
+    def sampled(self) -> Kept:
+        """What the frozen trunk, the same for all models of the run, has read while replies were sampled."""
+        left = self.path / STATES
+        return Kept.load(left, self.lm.model, self.frozen) if left.exists() else Kept()
+
+    def kept(self) -> Kept:
+        """The same to be added to; what is added goes with its reader, so that a kill changes no number."""
+        return replace(self.sampled, states=dict(self.sampled.states))
 
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast where the run computes in bf16, as training does."""
@@ -184,15 +204,14 @@ def _stage(lab: Lab, i: int, name: str, stage: Callable[[Lab], None]) -> None:
 def ask_people(lab: Lab) -> None:
     """Replies of the base model to training, held-out and red-team prompts; the simulated people choose."""
     s, seed = lab.size, lab.config.seed
-    train = draw_replies(lab.lm, lab.parts.train, "base", n=s.replies, tokens=s.reply_tokens, seed=seed)
-    held = draw_replies(lab.lm, lab.parts.held_out, "base", n=s.eval_replies, tokens=s.reply_tokens, seed=seed + 1)
+    train = lab.draw(lab.lm, lab.parts.train, "base", n=s.replies, seed=seed)
+    held = lab.draw(lab.lm, lab.parts.held_out, "base", n=s.eval_replies, seed=seed + 1)
     red = [
         row
         for arm, system in (("base", ""), ("prompted", CAREFUL))
-        for row in draw_replies(
-            lab.lm, lab.parts.red_train, arm, n=2, tokens=s.reply_tokens, seed=seed + 2, kind="harmless", system=system
-        )
+        for row in lab.draw(lab.lm, lab.parts.red_train, arm, n=2, seed=seed + 2, kind="harmless", system=system)
     ]
+    lab.keep_states()
     for name, rows in (("train", train), ("held_out", held), ("red", red)):
         write_rows(lab.path / f"replies_{name}.jsonl", rows)
     crowd = crowd_with_agreement(gaps_of(train), s.agreement, seed=seed)
@@ -226,7 +245,7 @@ def pm_config(lab: Lab, name: str, data: str) -> PMTrain:
 
 def first_pm(lab: Lab) -> None:
     """Train on the choices; held-out prompts are in no training pair."""
-    train_pm(pm_config(lab, "pm-1", str(lab.path / "comparisons_1.jsonl")), lm=lab.lm, kept=lab.kept)
+    train_pm(pm_config(lab, "pm-1", str(lab.path / "comparisons_1.jsonl")), lm=lab.lm, kept=lab.kept())
 
 
 # (c) RLHF and its control
@@ -274,12 +293,14 @@ def train_ppo_run(config: PPOTrain) -> Run:
 
 def judge_policies(lab: Lab) -> None:
     """Both policies answer the held-out prompts, at the seeds the base model had."""
-    s = lab.size
+    s, seed = lab.size, lab.config.seed + 1
     for arm in ("rlhf", "control"):
-        policy = LM.load(lab.path / arm, device=lab.lm.model.device)
-        rows = draw_replies(
-            policy, lab.parts.held_out, arm, n=s.eval_replies, tokens=s.reply_tokens, seed=lab.config.seed + 1
-        )
+        policy, most = LM.load(lab.path / arm, device=lab.lm.model.device), s.reply_tokens
+        if arm == "rlhf":  # preference models read these too
+            rows = lab.draw(policy, lab.parts.held_out, arm, n=s.eval_replies, seed=seed)
+            lab.keep_states()
+        else:
+            rows = draw_replies(policy, lab.parts.held_out, arm, n=s.eval_replies, tokens=most, seed=seed)
         write_rows(lab.path / f"replies_{arm}.jsonl", rows)
 
 
@@ -291,7 +312,7 @@ def second_round(lab: Lab) -> None:
     s, seed = lab.size, lab.config.seed
     policy = LM.load(lab.path / "rlhf", device=lab.lm.model.device)
     prompts = lab.parts.train[: s.round_prompts]
-    new = draw_replies(policy, prompts, "rlhf", n=3, tokens=s.reply_tokens, seed=seed + 5)
+    new = lab.draw(policy, prompts, "rlhf", n=3, seed=seed + 5)
     known = {p.id for p in prompts}
     old = [row for row in load_lines(lab.path / "replies_train.jsonl") if row["prompt"] in known]
     first = [row for i, row in enumerate(old) if i % s.replies == 0]
@@ -299,12 +320,13 @@ def second_round(lab: Lab) -> None:
     chosen = judged(lab.crowd(), lab.parts, [*first, *new], "helpful", "round2")
     before = load_comparisons([str(lab.path / "comparisons_1.jsonl")])
     data = write_comparisons(lab.path / "comparisons_2.jsonl", [*before, *chosen])
-    train_pm(pm_config(lab, "pm-2", data), lm=lab.lm, kept=lab.read_before())
+    train_pm(pm_config(lab, "pm-2", data), lm=lab.lm, kept=lab.kept())
     rows = load_lines(lab.path / "replies_rlhf.jsonl")
     fresh = judged(lab.crowd(), lab.parts, rows, "helpful", "held-out-2")
     write_comparisons(lab.path / "held_out_2.jsonl", fresh)
     write_rows(lab.path / "rounds.jsonl", demo_story.tranches(lab, fresh))
-    lab.kept = Kept()
+    del lab.sampled  # no other stage reads so much
+    (lab.path / STATES).unlink(missing_ok=True)
 
 
 # (e) Elo

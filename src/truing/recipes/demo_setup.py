@@ -15,6 +15,7 @@ from truing.collect.gold import gold
 from truing.data.comparisons import comparison_to_row
 from truing.data.files import read_rows, write_rows
 from truing.data.prompts import Prompt, helpful_prompts, red_team_prompts
+from truing.models.draw import Trace
 from truing.models.lm import LM
 from truing.models.split import fold_temperature
 from truing.train.progress import counting
@@ -150,11 +151,15 @@ def draw_replies(
     seed: int,
     kind: Kind = "helpful",
     system: str = SYSTEM,
+    trace: Trace | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of replies with the gold score that only the page and the simulated people see."""
+    """Rows of replies with the gold score that only the page and the simulated people see.
+
+    ``trace`` as in `LM.sample`.
+    """
     rows = []
     asks, tell = [asked(p, system) for p in prompts], counting(f"Replies ({arm})")
-    drawn = lm.sample(asks, n, max_tokens=tokens, stop_after=SENTENCE_ENDS, seed=seed, progress=tell)
+    drawn = lm.sample(asks, n, max_tokens=tokens, stop_after=SENTENCE_ENDS, seed=seed, progress=tell, trace=trace)
     for prompt, samples in zip(prompts, drawn, strict=True):
         for sample in samples:
             found = gold(prompt, sample.text, kind)

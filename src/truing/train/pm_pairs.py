@@ -6,22 +6,24 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from truing.models import split, tree
+from truing.models.draw import Trace
 from truing.models.heads import PreferenceModel
-from truing.models.memory import free_memory
+from truing.models.memory import STATES_SHARE, free_memory
 from truing.models.tree import Pack
+from truing.runs import atomic_write
 from truing.train.loop import rng
 from truing.types import Comparison, Dialogue
 
 Precision = Callable[[], AbstractContextManager[Any]]
-MEMORY_SHARE = 0.5
-"""A trunk's states are kept only if they fit into this share of the memory that is free."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,44 @@ class Kept:
             raise ValueError("These states were read by another trunk: its lower layers are not this model's.")
         return self
 
+    def learn(self, trace: Trace, model: Any) -> None:
+        """Add what ``model`` has read while it sampled: replies of one prompt as one pack, their prompt once."""
+        self.owned_by(model, trace.layers)
+        by_prompt: dict[int, list[tuple[list[int], Tensor]]] = {}
+        for (prompt, _), read in trace.found.items():
+            by_prompt.setdefault(prompt, []).append(read)
+        for reads in by_prompt.values():
+            (pack,) = tree.pack([ids for ids, _ in reads], budget=sum(len(ids) for ids, _ in reads))
+            states = torch.empty(len(pack), reads[0][1].shape[1], dtype=reads[0][1].dtype)
+            for member, path in zip(pack.members, pack.paths, strict=True):
+                ids, found = reads[member]
+                states[path] = found.cpu()
+                self.states.setdefault(np.array(ids, dtype=np.int64).tobytes(), (states, path))
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file, whole or not at all."""
+        tensors = list({id(states): states for states, _ in self.states.values()}.values())
+        starts = dict(zip(map(id, tensors), np.cumsum([0, *map(len, tensors)]).tolist(), strict=False))
+        ids = [np.frombuffer(name, dtype=np.int64) for name in self.states]
+        places = [places + starts[id(states)] for states, places in self.states.values()]
+        table = {
+            "states": torch.cat(tensors) if tensors else torch.empty(0, 0),
+            "ids": torch.from_numpy(np.concatenate([*ids, np.empty(0, dtype=np.int64)])),
+            "places": torch.cat([*places, torch.empty(0, dtype=torch.long)]),
+            "lengths": torch.tensor([len(some) for some in ids], dtype=torch.long),
+        }
+        atomic_write(path, safetensors.torch.save(table))
+
+    @classmethod
+    def load(cls, path: Path, model: Any, k: int) -> Self:
+        """What ``save`` wrote, of a trunk that has the lower ``k`` layers of ``model``."""
+        table = safetensors.torch.load_file(path)
+        kept = cls().owned_by(model, k)
+        sizes = table["lengths"].tolist()
+        for ids, places in zip(table["ids"].split(sizes), table["places"].split(sizes), strict=True):
+            kept.states[ids.numpy().tobytes()] = table["states"], places
+        return kept
+
 
 class Trunk:
     """States of all sequences after the frozen lower ``k`` layers: computed once, handed out pack by pack.
@@ -187,7 +227,7 @@ class Trunk:
         tokens = sum(map(len, packs))
         cost, free = tokens * split.unwrap(model).config.hidden_size * 4, free_memory()
         size = f"states of {tokens:,} tokens after {k} frozen layers ({cost / 2**20:,.0f} MiB)"
-        if free is not None and cost * sharers > MEMORY_SHARE * free:
+        if free is not None and cost * sharers > STATES_SHARE * free:
             say(f"The {size} do not fit into half of the free memory: they are computed at every step instead.")
             return
         say(f"The {size} are computed once and kept in memory.")
