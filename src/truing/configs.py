@@ -1,7 +1,6 @@
 """Every verb's options, once: the fields below are the command line, the YAML keys and the Python API.
 
-Imports no torch, so that ``truing VERB --help`` is quick. A docstring under a field is its help text.
-"""
+Imports no torch, so that ``truing VERB --help`` is quick. A docstring under a field is its help text."""
 
 from __future__ import annotations
 
@@ -77,7 +76,19 @@ class Optim:
 
 
 @dataclass(kw_only=True)
-class PMTrain(Common, Optim):
+class Adapters:
+    """Shared by preference models and policies: what of the body is trained."""
+
+    frozen_layers: int = 0
+    """Lower layers that stay frozen: computed once per text, and once for all models of a PPO run that share them."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank instead of the weights above the frozen layers (peft); 0: the weights."""
+    lora_alpha: int | None = None
+    """Adapters are scaled by alpha / rank; default: twice the rank."""
+
+
+@dataclass(kw_only=True)
+class PMTrain(Common, Optim, Adapters):
     """Train a preference model on comparisons (2204.05862 §3, App A.2)."""
 
     init: Annotated[str, alias("model", "model-name-or-path")]
@@ -94,14 +105,8 @@ class PMTrain(Common, Optim):
     """Pairs per optimiser step."""
     max_length: int = 1024
     """Tokens a dialogue may have; longer ones lose their beginning, never the reply."""
-    frozen_layers: int = 0
-    """Lower layers that are kept frozen (their states are computed once per dialogue)."""
     head_learning_rate: float | None = None
     """Learning rate of the scalar head; default: the same as the body."""
-    lora_rank: int = 0
-    """Train low-rank adapters of this rank instead of the weights above the frozen layers (peft); 0: the weights."""
-    lora_alpha: int | None = None
-    """Adapters are scaled by alpha / rank; default: twice the rank."""
     gradient_checkpointing: bool = False
     """Keep each layer's input only and compute the rest again in the backward pass: less memory, a third slower."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -121,7 +126,7 @@ class PMEval(Common):
 
 
 @dataclass(kw_only=True)
-class PPOTrain(Common, Optim):
+class PPOTrain(Common, Optim, Adapters):
     """PPO against a preference model (2204.05862 §4.1, App B.1)."""
 
     policy: Annotated[str, alias("model", "model-name-or-path")]
@@ -164,8 +169,6 @@ class PPOTrain(Common, Optim):
     """Sampling temperature in rollouts; only 1 keeps ratio and KL consistent."""
     top_p: float = 1.0
     """Nucleus in rollouts; only 1 is accepted."""
-    frozen_layers: int = 0
-    """Lower layers shared, frozen, by policy, reference, value and (if equal there) PM."""
     length_neutral: bool = False
     """Take the line in reply length, fitted within prompts, out of each batch's scores: length alone earns nothing."""
     random_reward: bool = False
@@ -330,8 +333,7 @@ class PTrue(Common):
     samples: int = 5
     """Answers brainstormed and judged per question."""
     shots: int = 0
-    """Solved examples shown first, taken from the file: with answers while brainstorming, then with the model's own
-    brainstorms and the grader's verdicts while judging."""
+    """Solved examples from the file shown first: with answers, then with the model's own brainstorms and verdicts."""
     worked: bool = False
     """Judge after the paper's six worked examples (App A.5) instead of examples from the file."""
     max_new_tokens: int = 16

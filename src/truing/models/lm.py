@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from truing.models import tree
+from truing.models import lora, tree
 from truing.models.draw import Settings, Trace, check_settings, make_rows
 from truing.models.engine import Engine
 from truing.models.load import load_model, quiet, whole_folder
@@ -210,9 +210,9 @@ class LM:
         return np.array(sums).reshape(len(prompts), len(labels))
 
     def save(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder, whole or not at all; one of the same name is replaced."""
+        """Write a Hugging Face folder, whole or not at all, adapters merged; one of the same name is replaced."""
         with whole_folder(Path(folder)) as work, quiet():
-            tree.unwrap(self.model).save_pretrained(work)
+            lora.merged(self.model).save_pretrained(work)
             self.tokenizer.save_pretrained(work)
 
 

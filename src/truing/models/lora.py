@@ -11,11 +11,12 @@ from torch import nn
 from truing.models import split, tree
 
 
-def adapt(model: Any, rank: int, alpha: int, first: int = 0, seed: int = 0) -> Any:
+def adapt(model: Any, rank: int, alpha: int | None = None, first: int = 0, seed: int = 0) -> Any:
     """The model (a body too) with adapters beside every matrix of layers ``first..``; nothing else requires gradients.
 
     They begin at zero: the model computes what it did before. The same seed, the same adapters. The wrapper is peft's,
-    and `truing.models.tree` and `split` look through it. Raises ValueError where no layer is left to adapt.
+    and `truing.models.tree` and `split` look through it. ``alpha`` over rank scales
+    them; None: twice the rank. Raises ValueError where no layer is left to adapt.
     """
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
@@ -26,7 +27,10 @@ def adapt(model: Any, rank: int, alpha: int, first: int = 0, seed: int = 0) -> A
     if not names:
         raise ValueError(f"There is nothing to adapt above {first} frozen layers: this model has no more.")
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=names, fan_in_fan_out=tree.unwrap(model).config.model_type == "gpt2"
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules=names,
+        fan_in_fan_out=tree.unwrap(model).config.model_type == "gpt2",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

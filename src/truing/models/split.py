@@ -87,14 +87,17 @@ def top_hidden(model: Any, pack: Pack, states: Tensor | None, k: int) -> Tensor:
     return _run(model, top, pack, states.to(next(top.parameters()).dtype))  # type: ignore[union-attr]
 
 
-def share_trunk(model: Any, k: int) -> Any:
+def share_trunk(model: Any, k: int, *, copies: bool = True) -> Any:
     """A model of the same class whose embeddings, lower ``k`` layers and head ARE ``model``'s own modules.
 
     Layers ``k..`` and the final norm are deep copies and trainable; the shared parameters stop requiring gradients,
-    in both models. k = 0 copies everything. Raises ValueError where the model cannot be split.
+    in both models. k = 0 copies everything. Without ``copies`` the layers above are modules of their own, too, but
+    their weights are ``model``'s, and nothing requires gradients: for adapters. Raises ValueError where the model
+    cannot be split.
     """
+    memo: dict[int, Any] = {} if copies else {id(p): p for p in model.parameters()}
     if k == 0:
-        return copy.deepcopy(model).requires_grad_(True)
+        return copy.deepcopy(model, memo).requires_grad_(copies)
     _check(model, k)
     new, inner = _shallow(model), _shallow(body(model))
     if body(model) is model:
@@ -103,12 +106,12 @@ def share_trunk(model: Any, k: int) -> Any:
         setattr(new, model.base_model_prefix, inner)
     new.config = inner.config = copy.deepcopy(model.config)
     name_layers, name_norm = _names(model)
-    memo = {id(model.config): new.config}
+    memo[id(model.config)] = new.config
     layers = [copy.deepcopy(layer, memo) if i >= k else layer for i, layer in enumerate(getattr(inner, name_layers))]
     setattr(inner, name_layers, nn.ModuleList(layers))
-    setattr(inner, name_norm, copy.deepcopy(getattr(inner, name_norm)))
+    setattr(inner, name_norm, copy.deepcopy(getattr(inner, name_norm), memo))
     new.requires_grad_(False)
-    for _, parameter in top_parameters(new, k):
+    for _, parameter in top_parameters(new, k) if copies else ():
         parameter.requires_grad_(True)
     return new
 

@@ -60,14 +60,14 @@ from truing.train.ppo import train_ppo
 from truing.types import Dialogue
 
 STAGES = {
-    "people": ("Sampling replies and asking the simulated people", 15),
-    "pm": ("Training the preference model", 12),
-    "rlhf": ("PPO against it, beside a control with shuffled rewards", 40),
-    "judge": ("Sampling the held-out prompts from both policies", 9),
-    "round": ("A second round: new replies, new choices, a new preference model", 13),
+    "people": ("Sampling replies and asking the simulated people", 17),
+    "pm": ("Training the preference model", 5),
+    "rlhf": ("PPO against it, beside a control with shuffled rewards", 43),
+    "judge": ("Sampling the held-out prompts from both policies", 10),
+    "round": ("A second round: new replies, new choices, a new preference model", 10),
     "elo": ("Elo of base, best-of-4, RLHF and control", 1),
-    "redteam": ("Simulated attackers against four kinds of model", 4),
-    "honesty": ("Does it know what it knows?", 6),
+    "redteam": ("Simulated attackers against four kinds of model", 6),
+    "honesty": ("Does it know what it knows?", 8),
 }
 """Stage → what it does, and its share of the time in percent."""
 
@@ -385,7 +385,7 @@ def _expected(size: Size) -> list[str]:
     return [
         f"{replies + rollouts:,} replies of at most {size.reply_tokens} tokens ({tokens:,} in all), two preference "
         f"models, two PPO runs of {size.ppo_steps} steps.",
-        "About 20 minutes (a few with --fast) on two cores; memory about 5 GiB.",
+        "15 to 20 minutes (a few with --fast) on two cores; memory about 6 GiB.",
     ]
 
 

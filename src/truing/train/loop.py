@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from truing.configs import Optim
+from truing.configs import Adapters, Optim
 from truing.runs import Run, atomic_folder
 from truing.train.parallel import ALONE, Group, group_for, place, place_moments
 from truing.train.progress import Progress, Tracker
@@ -120,6 +120,16 @@ def check_optim(config: Optim) -> None:
     for name in ("halve_every", "max_grad_norm"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} is {getattr(config, name)}; expected a number above 0.")
+
+
+def check_adapters(config: Adapters) -> None:
+    """Refuse ranks and scales that mean nothing. Raises ValueError."""
+    if config.lora_rank < 0 or (config.lora_alpha is not None and not config.lora_alpha > 0):
+        raise ValueError(
+            f"lora_rank is {config.lora_rank} and lora_alpha {config.lora_alpha}; expected numbers above 0."
+        )
+    if config.lora_alpha is not None and not config.lora_rank:
+        raise ValueError("--lora-alpha scales adapters, and there are none. Give --lora-rank too, for example 16.")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, samples_seen: int, config: Optim, total_samples: int) -> float:

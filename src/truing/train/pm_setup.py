@@ -16,7 +16,7 @@ from truing.models.load import find_model
 from truing.models.lora import adapt
 from truing.models.split import layers, recompute_layers
 from truing.models.tree import body, supports_trees
-from truing.train.loop import check_optim
+from truing.train.loop import check_adapters, check_optim
 from truing.train.parallel import Group
 from truing.train.pm_pairs import Pairs
 from truing.types import Comparison
@@ -31,12 +31,7 @@ def check(config: PMTrain) -> None:
     if not 0 <= config.eval_share < 1:
         raise ValueError(f"eval_share is {config.eval_share}; expected 0 (hold nothing out) or more, below 1.")
     check_optim(config)
-    if config.lora_rank < 0 or (config.lora_alpha is not None and not config.lora_alpha > 0):
-        raise ValueError(
-            f"lora_rank is {config.lora_rank} and lora_alpha {config.lora_alpha}; expected numbers above 0."
-        )
-    if config.lora_alpha is not None and not config.lora_rank:
-        raise ValueError("--lora-alpha scales adapters, and there are none. Give --lora-rank too, for example 16.")
+    check_adapters(config)
     if config.parallel == "fsdp" and (config.frozen_layers or config.lora_rank):
         raise ValueError(
             "--parallel fsdp spreads all weights and their moments over the processes: it trains the whole model, "
@@ -118,8 +113,7 @@ def start(config: PMTrain, device: torch.device, lm: LM | None = None) -> Prefer
         lm = lm or LM.load(config.init, device=device, dtype=torch.float32)
         pm = PreferenceModel.new(lm, seed=config.seed, frozen_layers=config.frozen_layers)
     if config.lora_rank:
-        alpha = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
-        pm.backbone = adapt(pm.backbone, config.lora_rank, alpha, config.frozen_layers, config.seed)
+        pm.backbone = adapt(pm.backbone, config.lora_rank, config.lora_alpha, config.frozen_layers, config.seed)
     if config.gradient_checkpointing:
         recompute_layers(pm.backbone, config.frozen_layers)
     pm.requires_grad_(False)

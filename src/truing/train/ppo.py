@@ -155,7 +155,7 @@ class PPO:
         self.test_pms, self.group = test_pms or {}, group
         self.notes: list[str] = []
         self.prompts, self.eval_prompts = usable(prompts, eval_prompts, lm, config, self.notes)
-        self.models = build_models(lm, pm, config.frozen_layers)
+        self.models = build_models(lm, pm, config.frozen_layers, config.lora_rank, config.lora_alpha, config.seed)
         self.policy = lm.with_model(self.models.policy)
         self.reference_hash = weights_hash(self.models.reference)
         self.optimizer = optimizer_of(self.models, config)

@@ -16,6 +16,7 @@ from truing.models.compute import autocast
 from truing.models.draw import Trace
 from truing.models.heads import PreferenceModel, ValueModel
 from truing.models.lm import LM
+from truing.models.lora import adapt
 from truing.models.split import num_layers, same_trunk, share_trunk, top_hidden, trunk_states
 from truing.train.loop import make_optimizer, param_groups
 from truing.train.ppo_batch import Batch, Part
@@ -139,12 +140,16 @@ def chunks(rows: int, model: Any) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def build_models(lm: LM, pm: PreferenceModel | None, k: int) -> Models:
+def build_models(
+    lm: LM, pm: PreferenceModel | None, k: int, rank: int = 0, alpha: int | None = None, seed: int = 0
+) -> Models:
     """Policy and value function as trainable copies above the lower ``k`` layers of ``lm``, which is the reference.
 
+    With a ``rank`` they are adapters beside weights that stay those of reference and preference model (`lora.adapt`).
+
     The value function starts from the preference model's body if that reads the same ids (and, for k > 0, has the
-    same trunk), else from the policy's, with a head of zeros. The preference model reads the
-    shared trees only where its trunk is the policy's. Raises ValueError if k does not leave a layer to train.
+    same trunk), else from the policy's, with a head of zeros. The preference model reads the shared trees only where
+    its trunk is the policy's. Raises ValueError if k does not leave a layer to train.
     """
     if not 0 <= k < num_layers(lm.model):
         raise ValueError(f"frozen_layers is {k}; this model has {num_layers(lm.model)} layers: expected 0 to one less.")
@@ -153,10 +158,15 @@ def build_models(lm: LM, pm: PreferenceModel | None, k: int) -> Models:
     source = pm.backbone if pm is not None and (shares or (reads_the_same and k == 0)) else lm.model
     head = nn.Linear(tree.unwrap(source).config.hidden_size, 1, bias=False, device=lm.model.device)
     nn.init.zeros_(head.weight)
-    body = share_trunk(tree.body(source), k)
+
+    def trained(model: Any) -> Any:
+        twin = share_trunk(model, k, copies=not rank)
+        return adapt(twin, rank, alpha, k, seed) if rank else twin
+
+    body = trained(tree.body(source))
     value = ValueModel(body, head, lm.tokenizer, format=lm.format, frozen_layers=k)
     trunk = max([lm.model, *([pm.backbone] if pm and shares else [])], key=lambda m: tree.unwrap(m).config.vocab_size)
-    models = Models(share_trunk(lm.model, k), lm.model, trunk, value, pm if shares else None, k)
+    models = Models(trained(lm.model), lm.model, trunk, value, pm if shares else None, k)
     for model in (models.policy, models.reference, models.value, *([pm] if pm else [])):
         model.eval()
     return models

@@ -12,7 +12,7 @@ from truing.data.comparisons import conversation_key
 from truing.data.prompts import PromptRow, load_prompt_rows
 from truing.models.lm import LM
 from truing.text import to_hh
-from truing.train.loop import check_optim, rng
+from truing.train.loop import check_adapters, check_optim, rng
 from truing.types import Dialogue
 
 SLOPE_REPLIES = 4
@@ -37,6 +37,7 @@ def check(config: PPOTrain) -> None:
     if "" in config.stop_after:
         raise ValueError("stop_after holds an empty string; expected strings such as '.', or none.")
     check_optim(config)
+    check_adapters(config)
     spare = config.prompts_per_step * (config.samples_per_prompt - 1)
     if config.length_neutral and spare < SLOPE_REPLIES:
         raise ValueError(
