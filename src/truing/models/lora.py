@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def adapt(model: Any, rank: int, alpha: int | None = None, first: int = 0, seed:
         target_modules=names,
         fan_in_fan_out=tree.unwrap(model).config.model_type == "gpt2",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what that calls otherwise now
         torch.manual_seed(seed)
         return get_peft_model(model, config).eval()
 
