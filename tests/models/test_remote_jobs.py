@@ -112,6 +112,26 @@ def test_ctrl_c_loses_no_answer_and_none_is_asked_for_again(verb: str, server: S
     assert other.stdout == done.stdout and len(done.stdout.splitlines()) == 10
 
 
+@pytest.mark.parametrize("alive", range(2, 8))
+def test_a_server_that_draws_one_reply_at_a_time_is_asked_for_none_twice(alive: int, server: Server, tmp_path: Path):
+    """Planted: after a break the first reply of each prompt asked for again, with ``n`` or without."""
+    server.gives = ALL - {"n"}
+
+    def job() -> list[list[str]]:
+        lm = RemoteLM(server.name, concurrency=1)
+        lm.client.kept = KeptAnswers(tmp_path / ANSWERS)
+        lm.sample(["warm"], 2, max_tokens=2)  # now it is known what the server gives
+        return [[s.text for s in samples] for samples in lm.sample(["a", "b"], 3, max_tokens=2)]
+
+    server.always, server.alive = (401, {}, {"error": {"message": "no"}}), alive
+    with pytest.raises(client.ServerError):
+        job()
+    assert len(server.asked) == alive
+    server.always = None
+    found = job()
+    assert len(server.asked) == 2 + 6 and [len(set(texts)) for texts in found] == [3, 3]
+
+
 def test_answers_kept_half_or_for_other_requests_are_not_used(server: Server, tmp_path: Path):
     first = RemoteLM(server.name)
     first.client.kept = KeptAnswers(tmp_path / ANSWERS)
@@ -149,6 +169,11 @@ def test_a_token_that_spans_the_join_is_scored_apart_where_the_server_can(
         for one, other in zip(there, here, strict=True):
             assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
             assert (one.num_tokens, one.boundary) == (other.num_tokens, other.boundary)
+        lone = RemoteLM(server.name)
+        lone.score([("a", "bc")])
+        server.requests = 0
+        lone.score([("a", "bc"), ("a", "bcc"), ("a", "bccc")])
+        assert server.requests == 3 + 1 + 3 + 3, "whole, the context's ids once, each label's, and the two together"
         server.gives = (ALL - {"echo", "prompt_logprobs"}) | {way}
         there = RemoteLM(server.name).score(pairs)
         assert [math.isnan(s.logprob) for s in there] == [s.boundary for s in here] == [s.boundary for s in there]

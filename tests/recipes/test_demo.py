@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from test_contract import check_names
-from truing.recipes.demo import STAGES
+from truing.recipes.demo import STAGES, STATES
 from truing.recipes.demo_setup import FAST, FULL, SENTENCE_ENDS, SYSTEM, asked, gaps_of, split_prompts
 from truing.recipes.demo_story import gains, judge_claims
 from truing.stats import Interval
@@ -95,7 +95,12 @@ def test_the_fast_demo_resumes_after_a_kill_and_ends_in_a_page(tmp_path: Path) -
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     done = {p.name: p.stat().st_mtime for p in (tmp_path / "demo").glob("*.done")}
-    subprocess.run(command, check=True)
+    second = subprocess.Popen(command)
+    while not (tmp_path / "demo" / "judge.done").exists():
+        assert second.poll() is None
+        time.sleep(0.2)
+    states = (tmp_path / "demo" / STATES).read_bytes()  # what a kill in the second round would leave
+    assert second.wait() == 0 and not (tmp_path / "demo" / STATES).exists()
     for name, when in done.items():
         assert (tmp_path / "demo" / name).stat().st_mtime == when  # finished stages are not repeated
     assert {p.stem for p in (tmp_path / "demo").glob("*.done")} == set(STAGES)
@@ -106,6 +111,7 @@ def test_the_fast_demo_resumes_after_a_kill_and_ends_in_a_page(tmp_path: Path) -
     for name in ("round.done", "summary.json", *left):
         (demo / name).unlink()
     shutil.rmtree(demo / "pm-2")
+    (demo / STATES).write_bytes(states)
     subprocess.run(command, check=True)  # the second round in a process of its own, as after a kill
     assert [(demo / name).read_text() for name in left] == uninterrupted
     page = (tmp_path / "demo" / "report.html").read_text()

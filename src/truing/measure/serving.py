@@ -55,8 +55,8 @@ def equal_replies(run: Run, replies: Iterable[Sequence[str]]) -> list[str]:
     """A note if a server gave all replies to each prompt alike, though they were asked for with other seeds."""
     groups = [list(some) for some in replies]
     alike = all(len(some) > 1 and len(set(some)) == 1 for some in groups)
-    if SERVER not in run.environment or not alike or sum(map(len, groups)) < 4:
-        return []
+    if SERVER not in run.environment or not alike or len(groups) < 2 or sum(map(len, groups)) < 4:
+        return []  # too few to tell: one easy question may have one answer
     return [
         "All replies to one prompt are equal, for every prompt: the server probably takes the likeliest tokens "
         "whatever temperature is asked for (`transformers serve` samples only models whose generation_config.json says "

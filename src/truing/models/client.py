@@ -147,6 +147,10 @@ class Client:
                     self.on_new_name()
         return answer
 
+    def keeps(self, path: str, body: Mapping[str, Any]) -> bool:
+        """Whether the answer to that POST was kept by an earlier process."""
+        return self.kept is not None and self.kept.get(self.url, path, body) is not None
+
     def _to_keep(self, answer: Mapping[str, Any]) -> dict[str, Any] | None:
         """What is read of an answer, without the key; None if it is not as answers are: it may be asked for again."""
         with contextlib.suppress(ValueError):
@@ -208,6 +212,7 @@ class Client:
                     done.put((i, work(item), None))  # type: ignore[arg-type]
                 except BaseException as problem:
                     done.put((i, None, problem))
+                    stop.set()  # nobody needs what comes after
 
         threads = [threading.Thread(target=run, daemon=True) for _ in range(min(self.concurrency, len(items)))]
         for thread in threads:  # daemons: ctrl-C must not wait for answers

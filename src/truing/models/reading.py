@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -31,16 +33,14 @@ class Reader:
         self.client, self.model = client, model
         self._way = ""  # of WAYS, the first that works
         self._top = 20  # likeliest tokens that are asked for
+        self._ids_of: dict[tuple[str, bool], Future[list[int] | None]] = {}  # the texts of one call of `score`
+        self._lock = threading.Lock()
         self._tops_hold_labels = self._takes_logprobs = True  # until the server shows otherwise
 
     def ask(self, prompt: Dialogue | str, body: Mapping[str, Any], top: int = 0) -> dict[str, Any]:
         """Ask for a reply with its log-probabilities and the ``top`` likeliest tokens; without, if that is refused."""
-        talk = isinstance(prompt, Dialogue)
-        path = "/chat/completions" if talk else "/completions"
-        asked = {"messages": prompt.to_messages()} if isinstance(prompt, Dialogue) else {"prompt": prompt}
-        plain = {"model": self.model, **asked, **body}
+        path, plain, more = self._request(prompt, body, top)
         if self._takes_logprobs or top:
-            more = {"logprobs": True, **({"top_logprobs": top} if top else {})} if talk else {"logprobs": top or 1}
             try:
                 return self.client.ask(path, {**plain, **more})
             except Refused as no:
@@ -48,6 +48,20 @@ class Reader:
                     raise
                 self._takes_logprobs = False
         return self.client.ask(path, plain)
+
+    def has_asked(self, prompt: Dialogue | str, body: Mapping[str, Any]) -> bool:
+        """Whether an earlier process of this job has had an answer to it."""
+        path, plain, more = self._request(prompt, body, 0)
+        return any(self.client.keeps(path, asked) for asked in ({**plain, **more}, plain))
+
+    def _request(
+        self, prompt: Dialogue | str, body: Mapping[str, Any], top: int
+    ) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Path and body of a request, and what asks for log-probabilities there."""
+        talk = isinstance(prompt, Dialogue)
+        asked = {"messages": prompt.to_messages()} if isinstance(prompt, Dialogue) else {"prompt": prompt}
+        more = {"logprobs": True, **({"top_logprobs": top} if top else {})} if talk else {"logprobs": top or 1}
+        return "/chat/completions" if talk else "/completions", {"model": self.model, **asked, **body}, more
 
     def score(self, items: Sequence[str | tuple[str, str]]) -> list[Scored]:
         """As `LM.score`, in the first of WAYS that the server answers. Raises ValueError where it answers none.
@@ -57,6 +71,7 @@ class Reader:
         """
         pairs = [("", item) if isinstance(item, str) else item for item in items]
         wanted = list(dict.fromkeys(pair for pair in pairs if pair[1]))
+        self._ids_of.clear()
         if wanted and not self._way:
             self._way = self._first_way(wanted[0])
         tops: dict[str, dict[str, float] | None] = {}
@@ -172,8 +187,17 @@ class Reader:
 
     def _ids(self, text: str, special: bool) -> list[int] | None:
         """The ids of a text's tokens, with a BOS or without; None from servers that do not tell."""
-        asked = {"prompt": text, "return_token_ids": True, "add_special_tokens": special}
-        return wire.prompt_ids(self.client.ask("/completions", {"model": self.model, **asked, **ONE_TOKEN}))
+        with self._lock:  # labels of one context are read side by side, and ask for it once
+            asked_before = (text, special) in self._ids_of
+            found = self._ids_of.setdefault((text, special), Future())
+        if not asked_before:
+            asked = {"prompt": text, "return_token_ids": True, "add_special_tokens": special}
+            try:
+                answer = self.client.ask("/completions", {"model": self.model, **asked, **ONE_TOKEN})
+                found.set_result(wire.prompt_ids(answer))
+            except BaseException as problem:
+                found.set_exception(problem)
+        return found.result()
 
     def _prompt_tokens(self, prompt: str | list[int]) -> list[wire.Token] | None:
         """A prompt's tokens by the way that this server knows; None if the answer does not hold them."""

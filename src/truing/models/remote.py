@@ -111,8 +111,12 @@ class RemoteLM:
             i, places = job
             return self._draw(prompts[i], len(places), seeds[i][places[0]], settings, stop, stop_after)
 
+        def asked_alone(i: int) -> bool:
+            return self.reader.has_asked(prompts[i], self._body(prompts[i], 1, seeds[i][0], settings, stop)[0])
+
         out: list[list[Sample]] = [[] for _ in prompts]
         jobs = [(i, list(range(n))) for i in range(len(prompts))]
+        self._gives_n = self._gives_n and not (n > 1 and any(map(asked_alone, range(len(prompts)))))
         finished = 0
 
         def tell(samples: list[Sample]) -> None:
@@ -164,6 +168,18 @@ class RemoteLM:
         rows = [[next(scored).logprob for _ in labels] if isinstance(p, str) else next(talks) for p in prompts]
         return np.array(rows, dtype=np.float64).reshape(len(prompts), len(labels))
 
+    @staticmethod
+    def _body(
+        prompt: Dialogue | str, n: int, seed: int, settings: Mapping[str, Any], stop: Sequence[str]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """What is asked for, and all strings before which a reply's text ends."""
+        talk = isinstance(prompt, Dialogue)
+        stops = [*([HUMAN] if talk else []), *(s for s in stop if s != HUMAN or not talk)]
+        body = {**settings, "seed": seed}
+        body |= {"n": n} if n > 1 else {}
+        body |= {"stop": stops[:_MOST_STOPS]} if stops else {}
+        return body, stops
+
     def _draw(
         self,
         prompt: Dialogue | str,
@@ -174,11 +190,7 @@ class RemoteLM:
         stop_after: Sequence[str],
     ) -> list[Sample]:
         """Up to ``n`` samples of one request, fewer where the server gives fewer or only repeats itself."""
-        talk = isinstance(prompt, Dialogue)
-        stops = [*([HUMAN] if talk else []), *(s for s in stop if s != HUMAN or not talk)]
-        body = {**settings, "seed": seed}
-        body |= {"n": n} if n > 1 else {}
-        body |= {"stop": stops[:_MOST_STOPS]} if stops else {}
+        body, stops = self._body(prompt, n, seed, settings, stop)
         try:
             answer = self.reader.ask(prompt, body)
         except Refused:  # llama.cpp gives no more at once than it has slots
