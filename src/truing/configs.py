@@ -333,7 +333,7 @@ class PTrue(Common):
     samples: int = 5
     """Answers brainstormed and judged per question."""
     shots: int = 0
-    """Solved examples from the file shown first: with answers, then with the model's own brainstorms and verdicts."""
+    """Solved examples from the file, shown first: with answers, then with the model's brainstorms and their grades."""
     worked: bool = False
     """Judge after the paper's six worked examples (App A.5) instead of examples from the file."""
     max_new_tokens: int = 16

@@ -190,7 +190,7 @@ def test_a_trace_ends_at_the_window_and_stays_empty_without_trees_or_memory(monk
     trace = Trace(1, (7,))
     Engine(make("sliding")).sample([prompt[:5]], max_tokens=3, trace=trace)
     assert not trace.found
-    cost = 2 * (5 + 3 + 1) * model.config.hidden_size * 4  # two prompts, each with its reply and the token after it
+    cost = 2 * (5 + 2 * (3 + 1)) * model.config.hidden_size * 4  # two prompts, each reply and its next token twice
     for free, found in ((2 * cost, 2), (2 * cost - 2, 0), (None, 2)):
         monkeypatch.setattr("truing.models.engine.free_memory", lambda device, free=free: free)
         trace = Trace(1, (7,))

@@ -36,6 +36,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "killed": {},
     "killed-fsdp": {"parallel": "fsdp"},
 }
+POLICIES: dict[str, dict[str, Any]] = {"ppo": {}, "ppo-lora": {"lora_rank": 4, "learning_rate": 0.02}}
 
 
 def comparisons(n: int = 27, seed: int = 0) -> list[Comparison]:
@@ -64,11 +65,13 @@ def train(out: Path, **options: Any) -> Any:
     )
 
 
-def train_policy(out: Path) -> Any:
+def train_policy(out: Path, **more: Any) -> Any:
     """Three steps of PPO; packs so small that a step has several."""
     lm = toy_lm()
     options: dict[str, Any] = {"frozen_layers": 1, "minibatches": 2, "tokens_per_pack": 30, "max_grad_norm": 0.5}
-    return train_ppo(config(out, **options), prompts=PROMPTS, eval_prompts=PROMPTS[:3], lm=lm, pm=toy_pm(lm, frozen=1))
+    return train_ppo(
+        config(out, **options | more), prompts=PROMPTS, eval_prompts=PROMPTS[:3], lm=lm, pm=toy_pm(lm, frozen=1)
+    )
 
 
 def killed_at(step: int, rank: int) -> None:
@@ -98,7 +101,8 @@ def main(folder: Path, jobs: Sequence[str]) -> None:
             except ValueError as problem:
                 said[name] = str(problem)
             continue
-        run = train_policy(folder / name) if name == "ppo" else train(folder / name, **JOBS[name])
+        policy = name in POLICIES
+        run = train_policy(folder / name, **POLICIES[name]) if policy else train(folder / name, **JOBS[name])
         said[name] = {"kind": type(run).__name__, "done": run.done, "run": str(run.path)}
     (folder / f"said-{rank}.json").write_text(json.dumps(said))
 

@@ -19,9 +19,9 @@ from truing.types import Dialogue
 PROMPTS = [Dialogue().ask(text) for text in ("Hi", "Hi there", "A colour?", "Bye")]
 
 
-def toy_lm(seed: int = 0, scale: float = 8.0, vocab: int = 264) -> LM:
+def toy_lm(seed: int = 0, scale: float = 8.0, vocab: int = 264, shape: Any = "llama") -> LM:
     """A random policy, far from flat; 264 tokens leave room for a preference model's own, 259 do not."""
-    model = new_model("llama", layers=2, width=32, heads=2, vocab_size=vocab, max_positions=128, seed=seed)
+    model = new_model(shape, layers=2, width=32, heads=2, vocab_size=vocab, max_positions=128, seed=seed)
     with torch.no_grad():
         for p in model.parameters():
             if p.ndim > 1:

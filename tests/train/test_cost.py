@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ppo_toys import config, toy_lm, toy_pm
 
+from truing.configs import PMTrain
 from truing.models.engine import Engine
 from truing.models.family import byte_tokenizer, new_model
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.train import cost
 from truing.train.cost import Cost, reading, replying, sampling, spread, timed
-from truing.types import Dialogue, Sample
+from truing.train.pm import train_pm
+from truing.train.pm_pairs import Trunk
+from truing.train.ppo import PPO, train_ppo
+from truing.train.ppo_models import Models
+from truing.types import Comparison, Dialogue, Sample
 
 
 class Machine:
@@ -23,6 +31,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fixed: float, each: float, noise: float = 0.05) -> None:
         self.now, self.fixed, self.each, self.noise = 0.0, fixed, each, noise
+        self.trees = True
         self.tokens_run, self.counting, self.calls, self.random = 0, False, 0, random.Random(0)
         monkeypatch.setattr(cost.time, "perf_counter", lambda: self.now)
 
@@ -61,20 +70,22 @@ def test_reading_is_foretold(
 
 
 @pytest.mark.parametrize(
-    ("count", "n", "most", "trunk", "long"),
+    ("count", "n", "most", "trunk", "long", "ordered"),
     [
-        (1, 1, 9, 0, 0), (300, 4, 64, 0, 0), (40, 16, 32, 0, 0), (2000, 1, 16, 0, 0), (500, 2, 1, 0, 0),
-        (600, 1, 12, 2000, 0), (400, 4, 32, 0, 3),
+        (1, 1, 9, 0, 0, False), (300, 4, 64, 0, 0, False), (40, 16, 32, 0, 0, False), (2000, 1, 16, 0, 0, False),
+        (500, 2, 1, 0, 0, False), (600, 1, 12, 2000, 0, False), (400, 4, 32, 0, 3, False), (800, 1, 24, 0, 300, True),
     ],
 )  # fmt: skip
 def test_sampling_is_foretold(
-    count: int, n: int, most: int, trunk: int, long: int, monkeypatch: pytest.MonkeyPatch
+    count: int, n: int, most: int, trunk: int, long: int, ordered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted: all replies taken as long as allowed; a wide step taken as long as a narrow one; a reply's last token
     read; a common beginning paid for each prompt; a few long prompts (here 4,000 tokens, for which the cache has room
-    for 4 rows) that make all others be decoded 4 at a time."""
+    for 4 rows) that make all others be decoded 4 at a time; a file in order of length whose chunks are taken as mixed;
+    the cache of the long prompts left out."""
     machine, seeds = Machine(monkeypatch, 0.0, 1e-3), random.Random(5)
-    prompts = [4000 if i % (count // long) == 7 else trunk + 30 for i in range(count)] if long else [trunk + 30] * count
+    prompts = [4000 if long and i % (count // long) == 7 % (count // long) else trunk + 30 for i in range(count)]
+    prompts = sorted(prompts) if ordered else prompts
 
     def rows_at_once(wanted: int, longest: int) -> int:
         return min(wanted, 4 if longest > 3500 else 64)
@@ -103,7 +114,9 @@ def test_sampling_is_foretold(
         draw(range(start, min(start + size, count)), n, most)
     assert found.tokens == pytest.approx(machine.tokens_run, rel=0.1)
     assert found.seconds == pytest.approx(machine.now - spent, rel=0.25)
-    if not long and most > 1:
+    if long:
+        assert found.more_bytes > 4 * 10 * 4000 - 64 * 10 * (30 + 6 + 1)
+    elif most > 1:
         assert found.more_bytes == (0 if count * n <= 32 else 10 * (most - 6) * 64)
 
 
@@ -157,3 +170,68 @@ def test_time_is_taken_around_the_work() -> None:
     assert found == "done" and 0 <= took.seconds < 1 and took.tokens == 0
     reader: Any = type("Reader", (), {"tokens_run": 3})()
     assert timed(lambda: setattr(reader, "tokens_run", 10), reader)[1].tokens == 7
+
+
+def foretold(lines: list[str]) -> int:
+    return next(int(re.sub(r"\D", "", line)) for line in lines if line.endswith("tokens through the model."))
+
+
+@pytest.mark.parametrize(("frozen", "epochs", "held_out"), [(0, 1, 30), (1, 2, 30), (0, 1, 0)])
+def test_the_tokens_of_training_a_preference_model_are_foretold(
+    frozen: int, epochs: int, held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: evaluations left out; the frozen layers' tokens left out; every reply counted with its whole prompt."""
+    r = random.Random(3)
+
+    def rows(n: int) -> list[Comparison]:
+        asks = [Dialogue().ask(f"{i} " + "why " * r.randrange(1, 20)) for i in range(n // 3)]
+        return [Comparison(asks[i % len(asks)], f"{i} yes" * r.randrange(1, 9), f"no {i}") for i in range(n)]
+
+    read, last, compute = [0], Trunk.last, Trunk.compute
+
+    def counting(work: Any) -> Any:
+        def counted(self: Trunk, pack: Any) -> Any:
+            read[0] += len(pack) if work is last or self.k else 0  # without a trunk nothing is computed below
+            return work(self, pack)
+
+        return counted
+
+    shape: dict[str, Any] = {"layers": 2, "width": 32, "heads": 2, "vocab_size": 264}
+    given = {"comparisons": rows(120), "eval_comparisons": rows(held_out) if held_out else None}
+    options: dict[str, Any] = {"init": "toy", "data": [], "device": "cpu", "dtype": "float32", "threads": 1}
+    options |= {"batch_size": 8, "frozen_layers": frozen, "epochs": epochs, "tokens_per_pack": 300, "eval_share": 0.0}
+    options |= {"out": tmp_path / "run"}
+    dry = train_pm(PMTrain(**options, dry_run=True), lm=LM(new_model("llama", **shape), byte_tokenizer()), **given)
+    monkeypatch.setattr(Trunk, "last", counting(last))
+    monkeypatch.setattr(Trunk, "compute", counting(compute))
+    train_pm(PMTrain(**options), lm=LM(new_model("llama", **shape), byte_tokenizer()), **given)
+    assert isinstance(dry, dict) and foretold(dry["lines"]) == pytest.approx(read[0], rel=0.15)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_the_tokens_of_ppo_are_foretold(frozen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: steps counted without sampling; the evaluations left out."""
+    prompts = [Dialogue().ask("why " * n) for n in range(1, 13)]
+    there: list[PPO] = []
+    packed, begin, run_trunk = [0], PPO.__init__, Models.run_trunk
+
+    def beginning(self: PPO, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        there.append(self)
+
+    def counted(self: Models, parts: Any) -> None:
+        packed[0] += sum(len(part.pack) for part in parts)
+        run_trunk(self, parts)
+
+    def job(**more: Any) -> Any:
+        lm = toy_lm()
+        options = config(tmp_path / "run", steps=6, frozen_layers=frozen, **more)
+        return train_ppo(options, prompts=prompts, eval_prompts=prompts[:9], lm=lm, pm=toy_pm(lm, frozen=frozen))
+
+    dry = job(dry_run=True)
+    monkeypatch.setattr(PPO, "__init__", beginning)
+    monkeypatch.setattr(Models, "run_trunk", counted)
+    job()
+    (ppo,) = there
+    read = packed[0] + ppo.policy.engine.tokens_run + ppo.base.engine.tokens_run
+    assert foretold(dry["lines"]) == pytest.approx(read, rel=0.15)

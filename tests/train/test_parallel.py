@@ -27,6 +27,7 @@ from truing.train.pm_pairs import _grown, shares, tokenize
 CHILD = Path(child.__file__)
 JOBS = ["whole", "fsdp", "frozen", "lora"]
 KILLED = ["killed", "killed-fsdp"]
+POLICIES = list(child.POLICIES)
 
 
 def torchrun(folder: Path, *jobs: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +50,11 @@ def bereaved(folder: Path, job: str) -> None:
         command = [sys.executable, str(CHILD), str(folder), f"{job}:kill"]
         here: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "cwd": folder, "env": {**os.environ, **place}}
         processes.append(subprocess.Popen(command, **here))
-    (_, said), _ = (process.communicate(timeout=200) for process in processes)
+    try:
+        (_, said), _ = (process.communicate(timeout=200) for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [1, -signal.SIGKILL]
     assert "Another process of this training has ended, so this one ends too." in said
     assert not (folder / job / "summary.json").exists()
@@ -62,7 +67,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for job in KILLED:
         bereaved(folder, job)
     shutil.copytree(folder / "killed", folder / "copy")
-    done = torchrun(folder, *JOBS, *KILLED, "ppo", "different")
+    done = torchrun(folder, *JOBS, *KILLED, *POLICIES, "different")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stderr
 
@@ -72,7 +77,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
     for job in JOBS:
         child.train(folder / job, **(child.JOBS[job] | {"parallel": "ddp", "gradient_checkpointing": False}))
-    child.train_policy(folder / "ppo")
+    for job in POLICIES:
+        child.train_policy(folder / job, **child.POLICIES[job])
     return folder
 
 
@@ -102,8 +108,9 @@ def test_two_processes_train_what_one_trains(job: str, together: tuple[Path, str
     assert any("2 processes" in note for note in two.summary()["notes"])
 
 
-def test_two_processes_take_the_ppo_steps_of_one(together: tuple[Path, str], alone: Path) -> None:
-    one, two = Run.load(alone / "ppo"), Run.load(together[0] / "ppo")
+@pytest.mark.parametrize("job", POLICIES)
+def test_two_processes_take_the_ppo_steps_of_one(job: str, together: tuple[Path, str], alone: Path) -> None:
+    one, two = Run.load(alone / job), Run.load(together[0] / job)
     assert two.done and len(curve(two, "loss")) == 3
     for name in ("loss", "score", "kl", "entropy", "grad_norm", "value_grad_norm", "value_loss", "token_visits"):
         np.testing.assert_allclose(curve(two, name), curve(one, name), rtol=1e-3, atol=1e-6, err_msg=name)
@@ -121,7 +128,9 @@ def test_there_are_two_and_only_the_first_writes_and_speaks(together: tuple[Path
     first, second = (json.loads((folder / f"said-{rank}.json").read_text()) for rank in (0, 1))
     assert first["whole"]["kind"] == "Run" and second["whole"]["kind"] == "Follower"
     assert first["whole"]["run"] == second["whole"]["run"] and second["whole"]["done"]
-    assert said.count("step 1/8") == len(JOBS) and said.count("step 1/3") == 1, "one line per job, not one per process"
+    assert said.count("step 1/8") == len(JOBS) and said.count("step 1/3") == len(POLICIES), (
+        "one line per job, not one per process"
+    )
     steps = [row["step"] for row in Run.load(folder / "whole").metrics() if "loss" in row]
     assert steps == list(range(1, 9)), "each step is logged once"
     for text in (first["different"], second["different"]):

@@ -53,7 +53,7 @@ def test_adapters_get_the_gradient_that_full_training_gives_their_weights(frozen
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_policy_and_reference_and_both_judges_are_one_set_of_weights(frozen: int) -> None:
+def test_policy_and_reference_share_their_weights_and_so_do_value_function_and_judge(frozen: int) -> None:
     """Planted: weights copied; the reference adapted too; the reference moved."""
     lm = toy_lm()
     pm = toy_pm(lm, frozen=frozen)
@@ -102,8 +102,9 @@ def test_a_killed_run_goes_on_and_ends_in_a_plain_folder(tmp_path: Path) -> None
     assert moved and all("layers.1." in name and "proj" in name for name in moved)
 
 
-def test_a_merged_policy_says_what_the_adapted_one_says(tmp_path: Path) -> None:
-    lm = toy_lm()
+@pytest.mark.parametrize("shape", ["llama", "neox", "gpt2"])
+def test_a_merged_policy_says_what_the_adapted_one_says(shape: str, tmp_path: Path) -> None:
+    lm = toy_lm(shape=shape)
     ppo = toy(toy_pm(lm), lm, lora_rank=4, learning_rate=0.05)
     ppo.step(0)
     texts = ["Hello you", "Who is there?"]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from truing.models.memory import STATES_SHARE
-from truing.models.tree import Ids, gather_logprobs
+from truing.models.tree import Ids, gather_logprobs, unwrap
 from truing.text import cut_at_stop
 from truing.types import Finish, Sample
 
@@ -198,8 +198,11 @@ class Trace:
     found: dict[tuple[int, int], tuple[list[int], Tensor]] = field(default_factory=dict)
 
     def fits(self, rows: Sequence[Row], bytes_per_token: int, free: int | None) -> bool:
-        """Whether the states of these replies, each as long as it may become, leave enough memory free."""
-        tokens = sum(len(row.prompt) + row.limit + len(self.then) for row in rows)
+        """Whether the states of these replies, each as long as it may become, leave enough memory free.
+
+        What a reply's tokens leave stands twice for a while: step by step for all rows, and row by row.
+        """
+        tokens = sum(len(row.prompt) + 2 * (row.limit + len(self.then)) for row in rows)
         return free is None or tokens * bytes_per_token <= STATES_SHARE * free
 
     def rest(self, row: Row, eos_ids: frozenset[int]) -> list[int]:
@@ -215,6 +218,12 @@ class Trace:
             said = row.ids[:-1] if row.ids[-1] in eos_ids else row.ids
             self.found[row.request, row.index] = [*row.prompt, *said, *self.then][: len(states)], states
             row.lower = []
+
+
+def trace_of(model: Any, layers: int, then: Sequence[int] = ()) -> Trace | None:
+    """A trace of a model's lower layers; None where there are none, or where the model does not know ``then``."""
+    known = all(token < unwrap(model).config.vocab_size for token in then)
+    return Trace(layers, tuple(then)) if layers and known else None
 
 
 @dataclass

@@ -45,5 +45,9 @@ def adapted(model: Any) -> bool:
 
 
 def merged(model: Any) -> Any:
-    """A plain copy with the adapters added to the weights; a model without adapters as it is."""
-    return copy.deepcopy(model).merge_and_unload() if adapted(model) else model
+    """A plain copy, in main memory, with the adapters added to the weights; a model without adapters as it is."""
+    if not adapted(model):
+        return model
+    memo: dict[int, Any] = {id(b): b.detach().to("cpu", copy=True) for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach().to("cpu", copy=True), False) for p in model.parameters()}
+    return copy.deepcopy(model, memo).merge_and_unload()

@@ -24,9 +24,8 @@ from truing.configs import Demo, PMTrain, PPOTrain
 from truing.data.comparisons import load_comparisons
 from truing.data.files import write_rows
 from truing.data.prompts import Prompt
-from truing.models import tree
 from truing.models.compute import DTYPES, autocast
-from truing.models.draw import Trace
+from truing.models.draw import trace_of
 from truing.models.heads import PreferenceModel, end_of_context
 from truing.models.lm import LM
 from truing.models.split import num_layers
@@ -114,12 +113,16 @@ class Lab:
             atomic_write(left, json.dumps(found.tolist()))
         return dict(zip(asked_for, load_json(left), strict=True))
 
-    def draw(self, lm: LM, prompts: Sequence[Prompt], arm: str, **how: Any) -> list[dict[str, Any]]:
-        """Rows of replies (`draw_replies`) that preference models will read: what the frozen trunk read is kept."""
-        eoc = end_of_context(lm)
-        known = self.frozen > 0 and eoc < tree.unwrap(lm.model).config.vocab_size
-        trace = Trace(self.frozen, (eoc,)) if known else None
-        rows = draw_replies(lm, prompts, arm, tokens=self.size.reply_tokens, trace=trace, **how)
+    def draw(
+        self, lm: LM, prompts: Sequence[Prompt], arm: str, *, read_later: bool = True, **how: Any
+    ) -> list[dict[str, Any]]:
+        """Rows of replies (`draw_replies`); what the frozen trunk reads is kept if preference models will read them.
+
+        Drawn in the precision that preference models read in.
+        """
+        trace = trace_of(lm.model, self.frozen, (end_of_context(lm),)) if read_later else None
+        with self.precision():
+            rows = draw_replies(lm, prompts, arm, tokens=self.size.reply_tokens, trace=trace, **how)
         if trace and trace.found:
             self.sampled.learn(trace, lm.model)
         return rows
@@ -295,13 +298,10 @@ def judge_policies(lab: Lab) -> None:
     """Both policies answer the held-out prompts, at the seeds the base model had."""
     s, seed = lab.size, lab.config.seed + 1
     for arm in ("rlhf", "control"):
-        policy, most = LM.load(lab.path / arm, device=lab.lm.model.device), s.reply_tokens
-        if arm == "rlhf":  # preference models read these too
-            rows = lab.draw(policy, lab.parts.held_out, arm, n=s.eval_replies, seed=seed)
-            lab.keep_states()
-        else:
-            rows = draw_replies(policy, lab.parts.held_out, arm, n=s.eval_replies, tokens=most, seed=seed)
+        policy = LM.load(lab.path / arm, device=lab.lm.model.device)
+        rows = lab.draw(policy, lab.parts.held_out, arm, n=s.eval_replies, seed=seed, read_later=arm == "rlhf")
         write_rows(lab.path / f"replies_{arm}.jsonl", rows)
+    lab.keep_states()
 
 
 # (d) the second round

@@ -26,8 +26,6 @@ CHUNKS = 32
 """Chunks whose tokens are counted; of longer jobs, so many spread evenly."""
 REPLIES = 16
 """Replies drawn to their end, to know how long they are."""
-SIMULATED = 20_000
-"""Replies whose turns in the batch are played through; more are scaled up."""
 
 
 def _since_start() -> float:
@@ -110,10 +108,15 @@ def reading(reader: Reader, work: Callable[[int, int], object], count: int, size
 
 def _over_chunks(reader: Reader, work: Callable[[int, int], object], count: int, size: int) -> float:
     """Tokens that ``work`` would read in all chunks."""
+    starts, scale = _some_chunks(count, size)
+    return sum(_tokens(reader, work, start, min(start + size, count)) for start in starts) * scale
+
+
+def _some_chunks(count: int, size: int) -> tuple[list[int], float]:
+    """Where chunks begin, of many some that are spread evenly; and how much more all of them hold."""
     starts = list(range(0, count, size))
     some = [starts[i * len(starts) // CHUNKS] for i in range(CHUNKS)] if len(starts) > CHUNKS else starts
-    items = sum(min(start + size, count) - start for start in some)
-    return sum(_tokens(reader, work, start, min(start + size, count)) for start in some) * count / items
+    return some, count / sum(min(start + size, count) - start for start in some)
 
 
 def _middle(count: int, n: int) -> tuple[int, int]:
@@ -138,56 +141,60 @@ def sampling(engine: Any, draw: Draw, prompts: Sequence[int], n: int, max_tokens
     """Cost of ``n`` replies to each of the prompts, of so many tokens each, ``size`` prompts at a time.
 
     ``draw(places, n, most)`` draws n replies of at most ``most`` tokens to the prompts at these places. How long
-    replies are is seen on a few; what a step takes, on these few and on a whole batch; then the batch is played
-    through for prompts of each class of lengths, as the engine decodes them: rows that end leave it, waiting ones
-    enter.
+    replies are is seen on a few; what a step takes, on these few and on a whole batch. Then chunks are played through
+    as the engine decodes them, prompts of like length together: rows that end leave the batch, waiting ones enter.
     """
     if max_tokens == 0:
         return Cost()
-    count, classes = len(prompts), dict[int, list[int]]()
-    for place, tokens in enumerate(prompts):
-        classes.setdefault(length_class(tokens), []).append(place)
-
-    def batch(places: Sequence[int]) -> tuple[int, int]:
-        """Replies to one class in a chunk, and how many of them are decoded together."""
-        chunk = max(1, round(min(size, count) * len(places) / count)) * n
-        return chunk, engine.rows_at_once(chunk, max(prompts[i] for i in places) + max_tokens)
-
-    common = max(classes.values(), key=len)
+    count = len(prompts)
+    starts, scale = _some_chunks(count, size)
+    batches = [
+        b for start in starts for b in _batches(engine, prompts, range(start, min(start + size, count)), n, max_tokens)
+    ]
+    common = max((places for places, _ in batches), key=len)
     few = [common[i] for i in spread(len(common), max(1, REPLIES // n))]
     each = min(n, max(1, REPLIES // len(few)))
-    begun = _over_chunks(engine, lambda start, stop: draw(range(start, stop), n, 1), count, size)
     draw(few[:1], 1, 2)  # whatever is slower the first time
     _, first = timed(lambda: draw(few, each, 1), engine)
     drawn, whole = timed(lambda: draw(few, each, max_tokens), engine)
     lengths = [len(s.token_ids) for samples in drawn for s in samples]
     played = _widths(lengths, len(lengths))
-    step, per_row, more = max(0.0, whole.seconds - first.seconds) / max(1, len(played) - 1), 0.0, 0.0
-    rows = batch(common)[1]
+    step, per_row = max(0.0, whole.seconds - first.seconds) / max(1, len(played) - 1), 0.0
+    rows = next(rows for places, rows in batches if places is common)
+    taken = engine.row_bytes(max(prompts[i] for i in few) + max_tokens) * len(lengths)
     if rows > 2 * len(lengths) and max_tokens > 1:
         many, short = [common[i] for i in spread(len(common), -(-rows // n))], min(6, max_tokens)
         _, first = timed(lambda: draw(many, n, 1), engine)
         _, longer = timed(lambda: draw(many, n, short), engine)
         wide = max(0.0, longer.seconds - first.seconds) / (short - 1)
-        mean = sum(played[:-1]) / max(1, len(played) - 1)
+        mean = sum(played[1:]) / max(1, len(played) - 1)
         per_row = max(0.0, wide - step) / max(1.0, rows - mean)
         step = max(0.0, step - per_row * mean)
-        more = engine.row_bytes(max_tokens - short) * rows
-    cost = Cost(begun, first.seconds / max(1, first.tokens) * begun, more)
-    for places in classes.values():
-        chunk, rows = batch(places)
-        cost += _decoding(lengths, len(places) * n, chunk, rows, step, per_row)
+        taken = engine.row_bytes(max(prompts[i] for i in many) + short) * rows
+    begun = _over_chunks(engine, lambda start, stop: draw(range(start, stop), n, 1), count, size)
+    begun *= 1 if engine.trees else n  # without trees every reply reads its prompt
+    most = max(rows * engine.row_bytes(max(prompts[i] for i in places) + max_tokens) for places, rows in batches)
+    cost = Cost(begun, first.seconds / max(1, first.tokens) * begun, max(0, most - taken))
+    pick = random.Random(0)
+    for places, rows in batches:
+        widths = _widths([pick.choice(lengths) for _ in range(len(places) * n)], rows)
+        read = sum(widths) - len(places) * n  # a reply's last token is drawn and not read
+        cost += Cost(read, step * len(widths) + per_row * sum(widths)) * scale
     return cost
 
 
-def _decoding(lengths: Sequence[int], total: int, chunk: int, rows: int, step: float, per_row: float) -> Cost:
-    """Cost of ``total`` replies of such lengths after their prompts; a reply's last token is drawn and not read."""
-    pick, simulated, steps, widths = random.Random(0), 0, 0, 0
-    while simulated < min(total, max(SIMULATED, chunk)):
-        part = min(chunk, total - simulated)
-        played = _widths([pick.choice(lengths) for _ in range(part)], rows)
-        simulated, steps, widths = simulated + part, steps + len(played), widths + sum(played)
-    return Cost(widths - simulated, step * steps + per_row * widths) * (total / simulated)
+def _batches(
+    engine: Any, prompts: Sequence[int], chunk: Sequence[int], n: int, max_tokens: int
+) -> list[tuple[list[int], int]]:
+    """The places of a chunk that are decoded together, and how many of their replies at once."""
+    classes: dict[int, list[int]] = {}
+    for place in chunk:
+        classes.setdefault(length_class(prompts[place]), []).append(place)
+    longest = [max(prompts[i] for i in places) + max_tokens for places in classes.values()]
+    return [
+        (places, engine.rows_at_once(len(places) * n, most))
+        for places, most in zip(classes.values(), longest, strict=True)
+    ]
 
 
 def replying(reader: Reader, work: Callable[[int, int], object], count: int, size: int) -> Cost:

@@ -183,13 +183,16 @@ class Kept:
             "ids": torch.from_numpy(np.concatenate([*ids, np.empty(0, dtype=np.int64)])),
             "places": torch.cat([*places, torch.empty(0, dtype=torch.long)]),
             "lengths": torch.tensor([len(some) for some in ids], dtype=torch.long),
+            "k": torch.tensor(self.k),
         }
         atomic_write(path, safetensors.torch.save(table))
 
     @classmethod
     def load(cls, path: Path, model: Any, k: int) -> Self:
-        """What ``save`` wrote, of a trunk that has the lower ``k`` layers of ``model``."""
+        """What ``save`` wrote, if it was of a trunk of ``k`` layers, those of ``model``; else nothing."""
         table = safetensors.torch.load_file(path)
+        if int(table["k"]) != k:
+            return cls()
         kept = cls().owned_by(model, k)
         sizes = table["lengths"].tolist()
         for ids, places in zip(table["ids"].split(sizes), table["places"].split(sizes), strict=True):

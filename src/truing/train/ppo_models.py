@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from truing.configs import PPOTrain
 from truing.models import tree
 from truing.models.compute import autocast
-from truing.models.draw import Trace
+from truing.models.draw import Trace, trace_of
 from truing.models.heads import PreferenceModel, ValueModel
 from truing.models.lm import LM
 from truing.models.lora import adapt
@@ -49,8 +49,7 @@ class Models:
     def trace(self) -> Trace | None:
         """What sampling is to keep, so that the trunk reads no reply again; None where that is of no use."""
         then = () if self.pm is None or self.pm.eoc_id is None else (self.pm.eoc_id,)
-        rows = tree.unwrap(self.policy).config.vocab_size
-        return Trace(self.k, then) if self.k and all(token < rows for token in then) else None
+        return trace_of(self.policy, self.k, then)
 
     def run_trunk(self, parts: Sequence[Part]) -> None:
         """Compute the frozen trunk's states once per pack; a no-op without one."""
