@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from truing.data import country_names as known
-from truing.data.grade import normalise
+from truing.data.grade import grade, normalise
 from truing.types import Question
 
 OPS = ("plus", "minus", "times")
@@ -287,6 +287,8 @@ def _kindred(question: Question, facts: list[Question], place: int, rng: random.
     for other in sorted(range(len(facts)), key=lambda i: abs(i - place)):
         option = facts[other].answers[0]
         if normalise(option) in used or {normalise(a) for a in facts[other].answers} & used:
+            continue
+        if grade(question, option):  # "US" is an answer, and "U.S. Virgin Islands" begins with it
             continue
         used.add(normalise(option))
         near.append(option)
