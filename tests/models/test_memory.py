@@ -129,21 +129,21 @@ def most_held(n: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
             live.append(sum({s.data_ptr(): s.nbytes() for s in storages}.values()))
         return plain(*given)
 
-    monkeypatch.setattr(engine, "_logprobs", look)
     gc.collect()
-    tracemalloc.start()
+    tracemalloc.start()  # in a run of its own: the list of all objects is large itself
     found = engine.score(rows, starts)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(found) == n and len(live) > n * 4 / 256
+    monkeypatch.setattr(engine, "_logprobs", look)
+    assert len(engine.score(rows, starts)) == len(found) == n and len(live) > n * 4 / 256
     return peak, max(live)
 
 
 def test_memory_does_not_grow_with_the_number_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: all packs made at once; whole sequences copied; states kept. Ids and results may grow, 2 kB each."""
+    """Planted: all packs made at once; whole sequences copied; states kept. Ids and results may grow, 1.5 kB each."""
     most_held(50, monkeypatch)  # what is made once
     (few, few_live), (many, many_live) = (most_held(n, monkeypatch) for n in (200, 1200))
-    assert many - few < 1000 * 2000
+    assert many - few < 1000 * 1500
     assert many_live < few_live + (64 << 10)
 
 

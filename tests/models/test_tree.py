@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import functools
 import random
 
@@ -158,7 +159,8 @@ groups_of_samples = st.lists(  # prompts, each with a group of n samples, as RLO
 @settings(max_examples=15, deadline=None)
 @given(groups=groups_of_samples, budget=st.integers(10, 80), seed=st.integers(0, 99))
 def test_gradients_of_groups_of_samples_equal_those_of_padded_training(kind, groups, budget, seed):
-    model = cached(kind)
+    """In float64, where gradients that cancel are not left to rounding."""
+    model = copy.deepcopy(cached(kind)).double()
     rows = [(prompt, sample) for prompt, samples in groups for sample in samples]
     sequences, starts = [p + s for p, s in rows], [len(p) for p, _ in rows]
     advantages = torch.randn(len(rows), generator=torch.Generator().manual_seed(seed))
@@ -186,7 +188,7 @@ def test_gradients_of_groups_of_samples_equal_those_of_padded_training(kind, gro
         found |= {name: p.grad.clone() for name, p in model.named_parameters()}
     scale = max(g.abs().max() for g in theirs.values())
     for name, grad in theirs.items():
-        assert (mine[name] - grad).abs().max() / grad.abs().max().clamp_min(scale * 0.1) < 1e-4, name
+        assert (mine[name] - grad).abs().max() / grad.abs().max().clamp_min(scale * 1e-3) < 1e-4, name
 
 
 @functools.cache

@@ -423,6 +423,7 @@ def test_what_sampling_has_read_no_trunk_reads_again(tmp_path: Path, monkeypatch
     assert (trunk.states(pack) - wanted).abs().max() < 1e-5  # type: ignore[operator]
     kept.save(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "states").read_bytes()
+    assert not Kept.load(tmp_path / "states", lm.model, 1).states, "states of another depth are none of this trunk's"
 
 
 def test_running_out_of_memory_changes_neither_gradients_nor_weights(

@@ -16,8 +16,8 @@ def adapt(model: Any, rank: int, alpha: int | None = None, first: int = 0, seed:
     """The model (a body too) with adapters beside every matrix of layers ``first..``; nothing else requires gradients.
 
     They begin at zero: the model computes what it did before. The same seed, the same adapters. The wrapper is peft's,
-    and `truing.models.tree` and `split` look through it. ``alpha`` over rank scales
-    them; None: twice the rank. Raises ValueError where no layer is left to adapt.
+    and `truing.models.tree` and `split` look through it. ``alpha`` over ``rank`` scales them; None: twice the rank.
+    Raises ValueError where no layer is left to adapt.
     """
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
