@@ -117,10 +117,10 @@ def test_a_server_that_draws_one_reply_at_a_time_is_asked_for_none_twice(alive: 
     """Planted: after a break the first reply of each prompt asked for again, with ``n`` or without."""
     server.gives = ALL - {"n"}
 
-    def job() -> list[list[str]]:
+    def job(*done: str) -> list[list[str]]:
         lm = RemoteLM(server.name, concurrency=1)
         lm.client.kept = KeptAnswers(tmp_path / ANSWERS)
-        lm.sample(["warm"], 2, max_tokens=2)  # now it is known what the server gives
+        lm.sample([text for text in ("first",) if text not in done], 2, max_tokens=2)  # shows what the server gives
         return [[s.text for s in samples] for samples in lm.sample(["a", "b"], 3, max_tokens=2)]
 
     server.always, server.alive = (401, {}, {"error": {"message": "no"}}), alive
@@ -128,7 +128,7 @@ def test_a_server_that_draws_one_reply_at_a_time_is_asked_for_none_twice(alive: 
         job()
     assert len(server.asked) == alive
     server.always = None
-    found = job()
+    found = job("first")  # its row was kept, as those of earlier chunks are
     assert len(server.asked) == 2 + 6 and [len(set(texts)) for texts in found] == [3, 3]
 
 
@@ -289,6 +289,8 @@ def test_a_server_that_does_not_sample_is_noticed(call: Call, server: Server, mo
     plain = server.answer
     monkeypatch.setattr(server, "answer", lambda path, body: plain(path, {**body, "temperature": 0.0}))
     assert "All replies to one prompt are equal" in call(*argv, "--n", "2", "--seed", "1", "--out", "b")[2]
+    one = ("sample", server.name, lines("one.jsonl", [{"prompt": TEXTS[0]}]), "--max-new-tokens", "6", "--n", "4")
+    assert "All replies to one prompt are equal" not in call(*one, "--out", "one")[2], "one prompt may have one answer"
     assert "All replies to one prompt are equal" not in call(*argv, "--n", "2", "--temperature", "0", "--out", "c")[2]
 
 

@@ -12,14 +12,18 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from test_contract import check_names
+from truing.data.comparisons import load_comparisons
+from truing.models.heads import PreferenceModel
 from truing.recipes.demo import STAGES, STATES
 from truing.recipes.demo_setup import FAST, FULL, SENTENCE_ENDS, SYSTEM, asked, gaps_of, split_prompts
 from truing.recipes.demo_story import gains, judge_claims
 from truing.stats import Interval
 from truing.text import cut_at_stop
+from truing.train.pm_pairs import Kept
 
 
 @pytest.mark.parametrize("size", [FULL, FAST])
@@ -112,6 +116,11 @@ def test_the_fast_demo_resumes_after_a_kill_and_ends_in_a_page(tmp_path: Path) -
         (demo / name).unlink()
     shutil.rmtree(demo / "pm-2")
     (demo / STATES).write_bytes(states)
+    pm = PreferenceModel.load(demo / "pm-1")
+    read = Kept.load(demo / STATES, pm.backbone, pm.frozen_layers).states
+    pairs = [c for name in ("comparisons_1", "held_out") for c in load_comparisons([str(demo / f"{name}.jsonl")])]
+    known = [np.array(pm.pm_ids(c.chosen_dialogue), dtype=np.int64).tobytes() in read for c in pairs]
+    assert sum(known) > 0.8 * len(known), "preference models read again only what is tokenised otherwise"
     subprocess.run(command, check=True)  # the second round in a process of its own, as after a kill
     assert [(demo / name).read_text() for name in left] == uninterrupted
     page = (tmp_path / "demo" / "report.html").read_text()
