@@ -26,7 +26,7 @@ DOORS = {
     "matplotlib": ["report.figures"],
     "jinja2": ["report.page", "measure.harness_lm"],
     "lm_eval": ["measure.harness", "measure.harness_lm"],
-    "tyro": ["configs", "cli"],
+    "tyro": ["configs.", "cli"],
     "rich": ["cli", "train.progress"],
     "yaml": ["options", "runs.", "cli"],
     "scipy": ["stats.", "collect.crowd"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import statistics
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MARGIN = 1.15
 """bf16, or one more thread, must be faster by this factor to be taken: noise must not decide."""
+ROUNDS = 15
 _SHAPE = (512, 576, 1536)
 
 
@@ -101,26 +103,33 @@ def pick(measured: dict[str, float], threads: int, dtype: str) -> tuple[int, str
 
 @functools.cache
 def measure(threads: int = 0) -> dict[str, float]:
-    """GFLOP/s of a matrix product of the packaged model's size, by ``THREADS DTYPE``; once a process."""
+    """GFLOP/s of a matrix product of the packaged model's size, by ``THREADS DTYPE``; once a process.
+
+    Medians over rounds that take turns, for a core that is lent to others for a moment must not decide.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    counts = [threads] if threads else sorted({1, *(2**i for i in range(1, 7) if 2**i < cores), cores})
+    seconds: dict[tuple[int, str], list[float]] = {(count, name): [] for count in counts for name in DTYPES}
     before = torch.get_num_threads()
-    out: dict[str, float] = {}
     try:
-        for count in [threads] if threads else sorted({1, *(2**i for i in range(1, 7) if 2**i < cores), cores}):
-            torch.set_num_threads(count)
-            out |= {f"{count} {name}": round(_speed(dtype), 1) for name, dtype in DTYPES.items()}
+        for turn in range(ROUNDS):
+            best = min((second for taken in seconds.values() for second in taken), default=0.0)
+            for (count, name), taken in seconds.items():
+                if turn < 3 or min(taken) < 3 * best:  # what cannot win takes no more of anybody's time
+                    torch.set_num_threads(count)
+                    taken.append(_product(DTYPES[name]))
     finally:
         torch.set_num_threads(before)
-    return out
+    rows, inner, columns = _SHAPE
+    work = 2 * rows * inner * columns / 1e9
+    return {f"{count} {name}": round(work / statistics.median(taken), 1) for (count, name), taken in seconds.items()}
 
 
-def _speed(dtype: torch.dtype, seconds: float = 0.08) -> float:
+def _product(dtype: torch.dtype) -> float:
+    """Seconds of one matrix product; an untimed one before it wakes the threads."""
     rows, inner, columns = _SHAPE
     left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(columns, inner, dtype=dtype)
     torch.nn.functional.linear(left, right)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end or best == float("inf"):
-        start = time.perf_counter()
-        torch.nn.functional.linear(left, right)
-        best = min(best, time.perf_counter() - start)
-    return 2 * rows * inner * columns / best / 1e9
+    began = time.perf_counter()
+    torch.nn.functional.linear(left, right)
+    return time.perf_counter() - began

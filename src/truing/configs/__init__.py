@@ -1,0 +1,28 @@
+"""Every verb's options, once: the fields below are the command line, the YAML keys and the Python API.
+
+Imports no torch, so that ``truing VERB --help`` is quick. A docstring under a field is its help text.
+"""
+
+from truing.configs.common import Adapters as Adapters
+from truing.configs.common import Common as Common
+from truing.configs.common import Optim as Optim
+from truing.configs.common import alias as alias
+from truing.configs.common import shown as shown
+from truing.configs.measure import Choices as Choices
+from truing.configs.measure import EloConfig as EloConfig
+from truing.configs.measure import Eval as Eval
+from truing.configs.measure import PIKTrain as PIKTrain
+from truing.configs.measure import PTrue as PTrue
+from truing.configs.pm import PMEval as PMEval
+from truing.configs.pm import PMTrain as PMTrain
+from truing.configs.rlhf import PPOTrain as PPOTrain
+from truing.configs.use import Chat as Chat
+from truing.configs.use import Compare as Compare
+from truing.configs.use import DataCheck as DataCheck
+from truing.configs.use import DataConvert as DataConvert
+from truing.configs.use import Demo as Demo
+from truing.configs.use import Doctor as Doctor
+from truing.configs.use import ReportConfig as ReportConfig
+from truing.configs.use import Runs as Runs
+from truing.configs.use import Sampling as Sampling
+from truing.configs.use import Scoring as Scoring

@@ -1,0 +1,102 @@
+"""Options of measurements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from truing.configs.common import Common, Optim, alias, shown
+
+
+@dataclass(kw_only=True)
+class EloConfig(Common):
+    """Elo with intervals from comparisons (2204.05862 App B.5)."""
+
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
+    """Rows {"a","b","winner","conversation"[,"worker"]}."""
+    anchor: str | None = None
+    """Arm whose Elo is 0; default: the first in the file."""
+
+
+@dataclass(kw_only=True)
+class Choices(Common):
+    """Calibration on multiple choice (2207.05221 §3)."""
+
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
+    """Language model."""
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
+    """Rows {"question","choices","answer"}."""
+    shots: int = 0
+    """Solved questions shown first (taken from the file, never the question itself)."""
+    format: Literal["raw", "chat"] = "raw"
+    """raw: the paper's bytes; chat: through the model's template."""
+
+
+@dataclass(kw_only=True)
+class PTrue(Common):
+    """P(True) (2207.05221 §4)."""
+
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
+    """Language model."""
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
+    """Rows {"question","answers"}."""
+    samples: int = 5
+    """Answers brainstormed and judged per question."""
+    shots: int = 0
+    """Solved examples from the file, shown first: with answers, then with the model's brainstorms and their grades."""
+    worked: bool = False
+    """Judge after the paper's six worked examples (App A.5) instead of examples from the file."""
+    max_new_tokens: int = 16
+    """Tokens an answer may have."""
+    format: Literal["raw", "chat"] = "raw"
+    """raw: the paper's bytes; chat: through the model's template."""
+
+
+@dataclass(kw_only=True)
+class PIKTrain(Common, Optim):
+    """P(IK): does the model know that it knows (2207.05221 §5)."""
+
+    init: Annotated[str, alias("model", "model-name-or-path")]
+    """Language model that answers and gets the head."""
+    data: Annotated[list[str], alias("train-file", "dataset-name")]
+    """Rows {"question","answers"[,"task"]}."""
+    samples: int = 8
+    """Answers sampled per question for its label."""
+    epochs: Annotated[int, alias("num-train-epochs")] = 1
+    """Passes over the data."""
+    eval_share: float = 0.3
+    """Share of questions held out."""
+    batch_size: int = 32
+    """Questions per optimiser step."""
+    max_new_tokens: int = 16
+    """Tokens an answer may have."""
+    frozen_layers: int = 0
+    """Lower layers that are kept frozen."""
+    head_learning_rate: float | None = None
+    """Learning rate of the scalar head; default: the same as the body."""
+    format: Literal["raw", "chat"] = "raw"
+    """raw: the paper's bytes; chat: through the model's template."""
+
+
+@dataclass(kw_only=True)
+class Eval(Common):
+    """lm-eval's tasks on any model; with two models the differences, question by question."""
+
+    models: tyro.conf.Positional[list[str]] = field(default_factory=list)
+    """A model, or two: the second is compared with the first."""
+    tasks: list[str]
+    """Names of tasks, groups and tags (also with * and ?), or task files; several by spaces or commas."""
+    before: str | None = None
+    """The model to compare with."""
+    after: str | None = None
+    """The model that is compared with --before; the same as naming it without a flag."""
+    num_fewshot: int | None = None
+    """Solved examples shown first; default: each task's own number."""
+    limit: int | None = None
+    """Only the first questions of each task."""
+    include_path: str | None = None
+    """A folder with more tasks (YAML files)."""
+    apply_chat_template: bool = False
+    """Ask through the model's chat template."""

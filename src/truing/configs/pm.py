@@ -1,0 +1,48 @@
+"""Options of preference models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from truing.configs.common import Adapters, Common, Optim, alias, shown
+
+
+@dataclass(kw_only=True)
+class PMTrain(Common, Optim, Adapters):
+    """Train a preference model on comparisons (2204.05862 §3, App A.2)."""
+
+    init: Annotated[str, alias("model", "model-name-or-path")]
+    """Model to start from: smollm2, a hub name, a folder, a run, a .gguf."""
+    data: Annotated[list[str], alias("train-file", "dataset-name")]
+    """Files or hub names of comparisons."""
+    eval_data: list[str] = field(default_factory=list)
+    """Held-out comparisons; without it a share of --data, split by conversation, is held out."""
+    eval_share: float = 0.1
+    """Share of conversations held out when --eval-data is not given."""
+    epochs: Annotated[int, alias("num-train-epochs")] = 1
+    """Passes over the data; the paper trains one."""
+    batch_size: Annotated[int, alias("per-device-train-batch-size")] = 32
+    """Pairs per optimiser step."""
+    max_length: int = 1024
+    """Tokens a dialogue may have; longer ones lose their beginning, never the reply."""
+    head_learning_rate: float | None = None
+    """Learning rate of the scalar head; default: the same as the body."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input only and compute the rest again in the backward pass: less memory, a third slower."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: the whole model in every process, or its weights and moments sharded over them (FSDP2)."""
+
+
+@dataclass(kw_only=True)
+class PMEval(Common):
+    """Accuracy and calibration of a preference model on comparisons (2204.05862 §3.2-3.3)."""
+
+    pm: Annotated[tyro.conf.Positional[str], shown("PM")]
+    """Preference model: a run or a folder."""
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
+    """Comparisons."""
+    max_length: int = 1024
+    """Tokens a dialogue may have."""

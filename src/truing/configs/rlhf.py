@@ -1,0 +1,62 @@
+"""Options of RLHF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from truing.configs.common import Adapters, Common, Optim, alias
+
+
+@dataclass(kw_only=True)
+class PPOTrain(Common, Optim, Adapters):
+    """PPO against a preference model (2204.05862 §4.1, App B.1)."""
+
+    policy: Annotated[str, alias("model", "model-name-or-path")]
+    """Model to start from; its copy is the reference policy."""
+    pm: Annotated[str, alias("reward-model", "reward-model-path")]
+    """Preference model: a run or a folder."""
+    prompts: Annotated[list[str], alias("train-file", "dataset-name")]
+    """Files of prompts."""
+    eval_prompts: list[str] = field(default_factory=list)
+    """Held-out prompts on which snapshots are scored."""
+    test_pm: list[str] = field(default_factory=list)
+    """More preference models that score, never train."""
+    steps: Annotated[int, alias("max-steps")] = 32
+    """Batches of prompts."""
+    prompts_per_step: int = 8
+    """Prompts drawn per step."""
+    samples_per_prompt: int = 4
+    """Replies sampled for each."""
+    ppo_epochs: Annotated[int, alias("num-ppo-epochs")] = 2
+    """K: passes over each batch of samples."""
+    minibatches: Annotated[int, alias("num-mini-batches")] = 1
+    """Optimiser steps per pass."""
+    max_new_tokens: Annotated[int, alias("response-length")] = 128
+    """Tokens a reply may have."""
+    stop_after: list[str] = field(default_factory=list)
+    """Strings after the first of which a reply ends: '.' '!' '?' for one sentence."""
+    kl_coef: float = 0.001
+    """λ of r = PM − λ·KL(π‖π0)."""
+    clip: Annotated[float, alias("cliprange")] = 0.2
+    """PPO clip ε."""
+    gamma: float = 1.0
+    """Discount; the papers' objective needs 1."""
+    gae_lambda: Annotated[float, alias("lam")] = 0.95
+    """λ of generalised advantage estimation."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    value_learning_rate: float | None = None
+    """Learning rate of the value model; default: the policy's."""
+    temperature: float = 1.0
+    """Sampling temperature in rollouts; only 1 keeps ratio and KL consistent."""
+    top_p: float = 1.0
+    """Nucleus in rollouts; only 1 is accepted."""
+    length_neutral: bool = False
+    """Take the line in reply length, fitted within prompts, out of each batch's scores: length alone earns nothing."""
+    random_reward: bool = False
+    """Control: rewards are PM scores shuffled within each batch, so that they say nothing about the replies."""
+    eval_every: int = 0
+    """Steps between evaluations on --eval-prompts; 0: at start and end."""
+    learning_rate: Annotated[float, alias("lr")] = 1e-6
+    """Peak learning rate of the policy."""
