@@ -18,6 +18,9 @@ CALLS: dict[str, Any] = {
     "curve": lambda: figures.learning_curve([{"step": i, "loss": 1 / (i + 1)} for i in range(40)], ["loss"]),
     "reliability": lambda: figures.reliability_diagram({"before": BINS, "after": DICT_BINS}),
     "kl": lambda: figures.reward_vs_sqrt_kl({"pm": [{"kl": k, "score": k, "low": 0, "high": 9} for k in range(4)]}),
+    "lines": lambda: figures.lines(
+        {"a": [(0, SOME), (1, NONE)], "b": [(0, 0.1), (1, 0.2)]}, xlabel="x", ylabel="y", reference=0.5, percent=True
+    ),
     "elo": lambda: figures.elo_ladder({"base": 0, "rlhf": Interval(50.0, 20.0, 90.0, 9), "sure": NONE}),
     "bars": lambda: figures.bars_with_intervals({"all": {"a": SOME, "b": NONE}, "rest": {"a": 0.2}}, reference=0.5),
     "heat": lambda: figures.matrix_heatmap(["x"], ["y", "z"], [[0.5, None]], [[3, 0]]),
@@ -46,6 +49,13 @@ def test_undefined_numbers_are_said_and_not_drawn():
     assert "–" in texts(CALLS["heat"]())
     bars = CALLS["bars"]().axes[0].patches
     assert len(bars) == 2  # a of "all", a of "rest"; b of "all" is undefined
+
+
+def test_lines_have_bands_where_intervals_are_known():
+    axes = figures.lines({"a": [(0, SOME), (2, Interval(0.5, 0.4, 0.6, 9))]}, xlabel="x", ylabel="y").axes[0]
+    assert list(axes.lines[0].get_ydata()) == [0.4, 0.5]
+    band = axes.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (0.3, 0.6)
 
 
 def test_the_ladder_is_in_order_of_strength():

@@ -201,6 +201,32 @@ def reward_vs_sqrt_kl(
 
 
 @_styled
+def lines(
+    series: Mapping[str, Sequence[tuple[float, Any]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    reference: float | None = None,
+    log_x: bool = False,
+    percent: bool = False,
+) -> Figure:
+    """Series of (x, number) as lines with 95% bands where intervals are known; undefined numbers break a line."""
+    figure, axes = _one()
+    for i, (label, points) in enumerate(series.items()):
+        rows = np.array([(x, *bounds(number)) for x, number in points], float).reshape(-1, 4)
+        colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
+        axes.plot(rows[:, 0], rows[:, 1], marker=mark, ms=4, color=colour, label=words(label))
+        axes.fill_between(rows[:, 0], rows[:, 2], rows[:, 3], color=colour, alpha=0.15, lw=0)
+    if reference is not None:
+        axes.axhline(reference, color=INK, lw=1, ls="--", alpha=0.6)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _legend(figure, axes)
+    return figure
+
+
+@_styled
 def elo_ladder(ratings: Mapping[str, Any], *, xlabel: str = "Elo (95% interval)") -> Figure:
     """Arms as points on one scale, best at the top; an arm without a rating (it never lost) is listed as such."""
     known = sorted((k for k in ratings if bounds(ratings[k])[0] is not None), key=lambda k: bounds(ratings[k])[0])
