@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from ppo_toys import toy, toy_lm, toy_pm
 
+from truing.runs import Run
+from truing.runs.atomic import read_rows
 from truing.text import encode
 from truing.train.ppo_batch import Reply
 from truing.train.ppo_eval import (
@@ -17,6 +20,7 @@ from truing.train.ppo_eval import (
     by_kind,
     describe,
     gaps,
+    keep,
     numbers,
     per_group,
     policy_accuracy,
@@ -158,3 +162,14 @@ def test_policy_accuracy_by_mean_logprob_per_token() -> None:
     assert policy_accuracy(lm, pairs).value == pytest.approx(np.mean(wanted))
     tie = [Comparison(p, chosen="same", rejected="same") for p in prompts]
     assert policy_accuracy(lm, tie).value == 0.5
+
+
+def test_every_evaluation_is_kept_once_and_a_resumed_run_replaces_its_later_ones(tmp_path: Path) -> None:
+    run = Run(tmp_path, "rlhf train", {})
+    for step, score in ((0, 1.0), (5, 2.0), (10, 3.0), (5, 4.0)):  # killed after 10, gone on from before 5
+        keep(run, 8 * step, step, evaluation([score] * 4, [0.5] * 4), ["x", "y"])
+    rows = read_rows(tmp_path / "evaluations.jsonl")
+    assert [(r["step"], r["samples"], r["id"], r["score"]) for r in rows[::2]] == [
+        (0, 0, "x", 1.0), (0, 0, "y", 1.0), (5, 40, "x", 4.0), (5, 40, "y", 4.0),
+    ]  # fmt: skip
+    assert rows[0]["score/test"] == 0.5 and rows[0]["dialogue"][-1] == {"role": "assistant", "content": "yes"}

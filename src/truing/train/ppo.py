@@ -40,6 +40,7 @@ from truing.train.ppo_eval import (
     Evaluation,
     describe,
     gaps,
+    keep,
     numbers,
     policy_accuracy,
     sample_rows,
@@ -100,7 +101,7 @@ def train_ppo(
             state=ppo.state,
             num_steps=config.steps,
             step_fn=ppo.step,
-            eval_fn=ppo.evaluate,
+            eval_fn=lambda steps: ppo.evaluate(steps, run),
             eval_every=config.eval_every,
             config=config,
             group=group,
@@ -324,9 +325,11 @@ class PPO:
 
     # Evaluation and the end
 
-    def evaluate(self, steps_done: int) -> dict[str, float]:
-        """Answer the evaluation prompts with fixed seeds and let every judge score the replies."""
+    def evaluate(self, steps_done: int, run: Run | None = None) -> dict[str, float]:
+        """Answer the evaluation prompts with fixed seeds and let every judge score the replies; ``run`` keeps them."""
         self.after = found = self._evaluation(self.policy)
+        if run and self.group.leads:
+            keep(run, self.samples_seen(steps_done), steps_done, found, [row.id for row in self.eval_prompts])
         if steps_done == 0:
             self.before = found
             return found.metrics()

@@ -17,6 +17,8 @@ from torch import Tensor
 from truing import stats
 from truing.configs import PPOTrain
 from truing.models.lm import LM
+from truing.runs import Run
+from truing.runs.atomic import as_lines, atomic_write, read_rows
 from truing.stats import Interval
 from truing.text import encode, to_hh
 from truing.train.ppo_batch import Batch, Reply
@@ -176,6 +178,27 @@ def sample_rows(before: Evaluation, after: Evaluation, ids: Sequence[str]) -> li
             row |= {f"tokens_{name}": len(reply.ids), f"ended_{name}": reply.kind}
         rows.append(row | {"kl": round(float(after.kl[i]), 4)})
     return rows
+
+
+EVALUATIONS = "evaluations.jsonl"
+"""Every reply of every evaluation of a run, for the studies that follow a policy through training."""
+
+
+def keep(run: Run, samples: int, step: int, rows: Evaluation, ids: Sequence[str]) -> None:
+    """Add one evaluation to ``evaluations.jsonl``; rows of this step and of later ones, which a kill left, go.
+
+    A row holds ``step``, ``samples`` (seen by then), the prompt's ``id``, the ``dialogue`` as messages, ``score``
+    (centred), ``kl`` (nats), ``tokens``, ``ended`` and ``score/NAME`` by each test judge.
+    """
+    found = []
+    for i, reply in enumerate(rows.replies):
+        row: dict[str, Any] = {"step": step, "samples": samples, "id": ids[reply.prompt]}
+        row |= {"dialogue": reply.dialogue.to_messages(), "score": float(rows.scores[i]), "kl": float(rows.kl[i])}
+        row |= {"tokens": len(reply.ids), "ended": reply.kind}
+        found.append(row | {f"score/{name}": float(scores[i]) for name, scores in rows.tests.items()})
+    path = run.path / EVALUATIONS
+    before = [row for row in read_rows(path) if row["step"] < step]
+    atomic_write(path, as_lines([*before, *found]))
 
 
 def policy_accuracy(lm: LM, comparisons: Sequence[Comparison]) -> Interval:
