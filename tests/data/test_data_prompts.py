@@ -16,6 +16,7 @@ from truing.data.prompts import (
     hhh_dialogues,
     hhh_prompt,
     load_prompt_rows,
+    occupations,
     red_team_prompts,
 )
 from truing.text import from_hh, to_hh
@@ -30,6 +31,13 @@ def test_packaged_sets_are_large_distinct_and_labelled() -> None:
     every = helpful + red + benign
     assert len({p.id for p in every}) == len({p.text.lower() for p in every}) == len(every)
     assert all(4 <= len(p.text.split()) <= 25 for p in every)
+
+
+def test_occupations_and_pairs_of_terms_fit_the_templates() -> None:
+    work, pairs = occupations()
+    assert len(set(work)) == len(work) == 76 and len({t for pair in pairs for t in pair}) == 2 * len(pairs) == 24
+    assert all(word[0] not in "aeiou" for word in [*work, *(t for pair in pairs for t in pair)])
+    assert not any(a != b and b.startswith(a) for a in work for b in work)
 
 
 def test_keywords_are_stems_and_checkable_prompts_have_answers() -> None:

@@ -71,6 +71,16 @@ def _packaged(name: str) -> list[Prompt]:
     return [Prompt(**row | {k: tuple(row.get(k, ())) for k in lists}) for row in rows]
 
 
+def occupations() -> tuple[list[str], list[tuple[str, str]]]:
+    """76 occupations and 12 pairs (female term, male term), our own lists, for 2204.05862 §3.4.2 and App B.10.
+
+    All begin with a consonant, so that "is a …" is right; no occupation begins with another, so that probabilities of
+    all of them add up.
+    """
+    lists = json.loads((files("truing.data") / "prompts" / "occupations.json").read_text("utf-8"))
+    return lists["occupations"], [(female, male) for female, male in lists["pairs"]]
+
+
 def hhh_dialogues(short: bool = False) -> list[Dialogue]:
     """The 14 conversations of the HHH prompt; ``short`` keeps the first exchange of each."""
     parts = _hhh_text().split(_RULE)[1:]
