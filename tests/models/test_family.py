@@ -9,7 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truing.data.toy_hh import WORDS, toy_corpus
 from truing.models import family, load
+from truing.models.heads import PreferenceModel
+from truing.models.lm import LM
+from truing.text import ASSISTANT, HUMAN, encode, to_hh
 
 SHAPES = ("llama", "neox", "gpt2")
 
@@ -108,3 +112,31 @@ def test_impossible_shapes_say_so():
         family.new_model(layers=2, width=30, heads=4)
     with pytest.raises(ValueError, match="expected llama"):
         family.new_model("bert", layers=2, width=32, heads=4)
+
+
+def test_the_word_tokenizer_gives_the_toy_world_back():
+    """Catches a space lost or added at a join, and markers or ends that are not one token of their own."""
+    lm_ids = family.word_tokenizer(WORDS)
+    for dialogue in toy_corpus(300, 0):
+        ids = encode(dialogue, lm_ids)
+        assert ids[0] == lm_ids.bos_token_id and lm_ids.unk_token_id not in ids
+        assert lm_ids.decode(ids[1:]) == to_hh(dialogue)
+        assert encode(dialogue.prompt, lm_ids) == ids[: len(encode(dialogue.prompt, lm_ids))]
+    for mark in (HUMAN, ASSISTANT, family.EOS, family.PAD, family.END):
+        assert len(lm_ids(mark, add_special_tokens=False)["input_ids"]) == 1
+    ends = {lm_ids.bos_token_id, lm_ids.eos_token_id, lm_ids.pad_token_id, lm_ids.convert_tokens_to_ids(family.END)}
+    assert len(ends) == 4 and lm_ids.convert_tokens_to_ids(family.END) != lm_ids.unk_token_id
+    with pytest.raises(ValueError, match="neither one word"):
+        family.word_tokenizer(["two words"])
+
+
+def test_a_model_of_a_word_tokenizer_knows_its_ends(tmp_path):
+    """Catches a config that names the byte tokenizer's ends, which are words here: replies would stop at them."""
+    tokenizer = family.word_tokenizer(WORDS)
+    LM(tiny(tokenizer=tokenizer), tokenizer).save(tmp_path)
+    lm = LM.load(tmp_path)
+    assert set(lm.engine.eos_ids) == {tokenizer.eos_token_id}
+    pm = PreferenceModel.new(lm)
+    assert len(pm.tokenizer) == len(tokenizer) and pm.eoc_id == tokenizer.convert_tokens_to_ids(family.END)
+    text = "How do I bake bread?"
+    assert lm.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]

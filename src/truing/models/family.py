@@ -1,16 +1,19 @@
-"""From-scratch families: one shape rule, one size dial, one byte tokenizer; nothing is downloaded."""
+"""From-scratch families: one shape rule, one size dial, a byte and a word tokenizer; nothing is downloaded."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from truing.text import ASSISTANT, HUMAN
+
 Shape = Literal["llama", "neox", "gpt2"]
-BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+BOS, EOS, PAD, END, UNKNOWN = "<|bos|>", "<|eos|>", "<|pad|>", "<|end_of_context|>", "<|unknown|>"
 BYTE_VOCAB = 259
 """256 bytes (id = byte value), then BOS 256, EOS 257, PAD 258."""
 
@@ -77,11 +80,13 @@ def new_model(
     max_positions: int = 1024,
     seed: int = 0,
     attention_only: bool = False,
+    tokenizer: Any = None,
 ) -> Any:
     """A freshly initialised causal language model (float32, eval mode, no dropout); the same seed, the same weights.
 
     ``neox`` has exactly 12·layers·width² non-embedding matrix entries, ``llama`` the same up to rounding of its MLP
-    width. With a vocabulary of at least ``BYTE_VOCAB`` the config names the byte tokenizer's BOS, EOS and PAD.
+    width. The vocabulary and the ids of BOS, EOS and PAD are those of ``tokenizer``, if one is given; else, with a
+    vocabulary of at least ``BYTE_VOCAB``, the config names the byte tokenizer's.
     ``attention_only`` fixes the MLPs' output at zero (see `freeze_mlps`). Raises ValueError for impossible shapes.
     """
     if shape not in ("llama", "neox", "gpt2"):
@@ -91,6 +96,8 @@ def new_model(
     from transformers import AutoModelForCausalLM
 
     ids = (256, 257, 258) if vocab_size >= BYTE_VOCAB else (None, None, None)
+    if tokenizer is not None:
+        vocab_size, ids = len(tokenizer), (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     special: dict[str, Any] = dict(zip(("bos_token_id", "eos_token_id", "pad_token_id"), ids, strict=True))
     config = _config(shape, layers, width, heads, vocab_size, max_positions, special)
     config.attention_only = attention_only
@@ -177,6 +184,37 @@ def byte_tokenizer() -> Any:
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 256)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """A tokenizer of whole words for small worlds: one token for a word and the space before it, one for each mark.
+
+    ``\\n\\nHuman:`` and ``\\n\\nAssistant:`` are a token each; BOS (added by itself), EOS, PAD, end-of-context and
+    unknown come last. Texts of known words separated by single spaces, marks without one, decode to themselves; a word
+    is known after a space only. Raises ValueError for what is neither one word nor one mark.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    if wrong := [word for word in words if not re.fullmatch(r"\w+|[^\w\s]", word)]:
+        raise ValueError(f"{wrong[0]!r} is neither one word nor one punctuation mark.")
+    plain = [f" {word}" if word[0].isalnum() else word for word in dict.fromkeys(words)]
+    special = (BOS, EOS, PAD, END, UNKNOWN)
+    vocab = {token: i for i, token in enumerate((*plain, HUMAN, ASSISTANT, *special))}
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocab, unk_token=UNKNOWN))
+    parts = Regex(rf"{HUMAN}|{ASSISTANT}| ?\w+|[^\w\s]|\s")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(parts, behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in special])
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, vocab[BOS])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
     )
 
 
