@@ -412,9 +412,12 @@ def test_honesty_pik(call: Call, here: Path, models: Path):
 def test_numbers_of_the_small_commands_are_defined(call: Call, here: Path):
     (here / "c.jsonl").write_text(lines(comparisons(3)))
     (here / "g.jsonl").write_text(lines([{"a": "x", "b": "y", "winner": "a", "conversation": 1}]))
+    replies = [{"id": i, "body": f"reply {i}", "parent_id": "t3_s", "score": 9 * i} for i in range(2)]
+    (here / "dump.jsonl").write_text(lines([{"id": "s", "title": "Why?"}, *replies]))
     for verb, argv in {
         "data check": ["data", "check", "c.jsonl"],
         "data convert": ["data", "convert", "c.jsonl", "out.parquet", "--to", "trl"],
+        "data pairs": ["data", "pairs", "reddit", "dump.jsonl", "--target", "pairs.jsonl"],
         "runs": ["runs", "."],
         "doctor": ["doctor", *QUICK],
         "elo": ["elo", "g.jsonl"],
@@ -472,6 +475,7 @@ DRY = {
     "score": ["LM", "pairs.jsonl"],
     "data check": ["pairs.jsonl"],
     "data convert": ["pairs.jsonl", "out.parquet", "--to", "trl"],
+    "data pairs": ["reddit", "dump.jsonl", "--target", "out.jsonl"],
     "pm train": ["--init", "LM", "--data", "pairs.jsonl"],
     "pm eval": ["PM", "pairs.jsonl"],
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],

@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "score": Verb("truing.measure.score:score", "Scoring", "log-probabilities, or a preference model's scores"),
     "data check": Verb("truing.data.verbs:check", "DataCheck", "what is in a file and what is wrong with it"),
     "data convert": Verb("truing.data.verbs:convert", "DataConvert", "between formats"),
+    "data pairs": Verb("truing.data.pmp:pairs", "DataPairs", "comparisons from dumps of the web, by votes and reverts"),
     "pm train": Verb("truing.train.pm:train_pm", "PMTrain", "train a preference model on comparisons"),
     "pm eval": Verb("truing.measure.preference:pm_eval", "PMEval", "its accuracy and calibration on comparisons"),
     "rlhf train": Verb("truing.train.ppo:train_ppo", "PPOTrain", "PPO against a preference model"),
@@ -62,7 +63,7 @@ GROUPS = {
     "honesty": "calibration and self-knowledge",
 }
 ROWS = ("score", "sample")  # print their rows.jsonl, one line per input row
-NO_RUN = ("chat", "doctor", "runs", "report", "compare", "data check", "data convert")
+NO_RUN = ("chat", "doctor", "runs", "report", "compare", "data check", "data convert", "data pairs")
 
 
 def main(argv: list[str] | None = None) -> int:

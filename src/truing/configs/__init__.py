@@ -20,6 +20,7 @@ from truing.configs.use import Chat as Chat
 from truing.configs.use import Compare as Compare
 from truing.configs.use import DataCheck as DataCheck
 from truing.configs.use import DataConvert as DataConvert
+from truing.configs.use import DataPairs as DataPairs
 from truing.configs.use import Demo as Demo
 from truing.configs.use import Doctor as Doctor
 from truing.configs.use import ReportConfig as ReportConfig

@@ -99,6 +99,21 @@ class DataConvert(Common):
 
 
 @dataclass(kw_only=True)
+class DataPairs(Common):
+    """Comparisons from dumps of the web, for preference model pretraining (2204.05862 App A.2)."""
+
+    source: Annotated[tyro.conf.Positional[Literal["stackexchange", "reddit", "wikipedia"]], shown("SOURCE")]
+    """What the files are: stackexchange (Posts.xml, or rows with question and answers), reddit (pushshift's JSON
+    lines of submissions and comments), wikipedia (revision dumps)."""
+    files: Annotated[tyro.conf.Positional[list[str]], shown("FILE…")]
+    """Dump files, also .gz (XML also .bz2)."""
+    target: str
+    """File of comparisons to write: .jsonl or .jsonl.gz."""
+    pairs_per_prompt: int = 4
+    """At most this many pairs of replies to one text, drawn from all whose scores differ."""
+
+
+@dataclass(kw_only=True)
 class Doctor(Common):
     """Versions, device, threads, dtype, memory, sandbox, cached model."""
 

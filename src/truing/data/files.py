@@ -292,6 +292,32 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return len(found)
 
 
+def stream_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """As ``write_rows``, for more rows than memory holds: one at a time, to .jsonl or .jsonl.gz only."""
+    path = Path(path)
+    if not path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        raise DataError(path, "so many rows are written one by one; name it .jsonl or .jsonl.gz")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist. Make it first.")
+    part, count = path.with_name(f".{path.name}.tmp-{os.getpid()}"), 0
+    try:
+        with open(part, "wb") as raw:
+            packed = path.name.lower().endswith(".gz")
+            file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if packed else raw
+            for count, row in enumerate(rows, 1):  # noqa: B007
+                file.write(f"{_json_line(dict(row))}\n".encode())
+            if packed:
+                file.close()
+            raw.flush()
+            os.fsync(raw.fileno())
+        if not count:
+            raise DataError(path, "there are no rows to write, so no file was made")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """A temporary file beside ``path``, flushed to the disk, then renamed."""
     if not path.parent.is_dir():
