@@ -32,7 +32,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "whole": {},
     "fsdp": {"parallel": "fsdp", "gradient_checkpointing": True},
     "frozen": {"frozen_layers": 1, "learning_rate": 1e-3},
-    "lora": {"lora_rank": 4, "learning_rate": 3e-3},
+    "lora": {"lora_rank": 4, "learning_rate": 3e-3, "harmless_weight": 2.0, "weights": [1.4]},
     "killed": {},
     "killed-fsdp": {"parallel": "fsdp"},
 }

@@ -22,6 +22,16 @@ class PMTrain(Common, Optim, Adapters):
     """Held-out comparisons; without it a share of --data, split by conversation, is held out."""
     eval_share: float = 0.1
     """Share of conversations held out when --eval-data is not given."""
+    weights: list[float] = field(default_factory=list)
+    """One for each of --data: how often its rows are seen in a pass. 0.5: a half, drawn anew each pass; 2: twice."""
+    harmless_weight: float = 1.0
+    """λ of L = L_helpful + λ·L_harmless: weight of a harmless comparison's loss (2204.05862 §5.1.2)."""
+    strength_weights: list[float] = field(default_factory=list)
+    """Weights of the loss at strength 2, 3 and 4; default: all equal, as in the paper."""
+    margin: list[float] = field(default_factory=list)
+    """Score gap, in PM units, that chosen should lead by: one for all pairs, or three for strength 2, 3 and 4."""
+    binarised: bool = False
+    """For pretraining: each reply is labelled good or bad by itself, −log σ(chosen) − log σ(−rejected)."""
     epochs: Annotated[int, alias("num-train-epochs")] = 1
     """Passes over the data; the paper trains one."""
     batch_size: Annotated[int, alias("per-device-train-batch-size")] = 32

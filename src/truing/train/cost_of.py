@@ -15,6 +15,7 @@ from truing.models.lm import LM
 from truing.models.tree import pack_budget
 from truing.train.cost import SECONDS, Cost, spread, timed
 from truing.train.p_ik import START_ROWS, PIKTrainer
+from truing.train.pm_loss import times_seen
 from truing.train.pm_pairs import Pairs, batches, pack_sequences, tokenize
 from truing.train.pm_setup import check_lengths, start
 from truing.train.ppo_batch import Part
@@ -30,16 +31,19 @@ def steps_of(step: Callable[[int], dict[str, float]], reader: Any = None) -> tup
 def pm_cost(
     trainer_of: Callable[..., Any],
     config: PMTrain,
-    train_set: list[Comparison],
-    held_out: list[Comparison],
+    data: tuple[list[Comparison], list[Comparison], np.ndarray],
     lm: LM | None,
     reference: int,
 ) -> list[str]:
-    """Lines for ``pm train --dry-run``; ``reference`` replies at most are scored for the mean."""
+    """Lines for ``pm train --dry-run``, of what `pm_setup.data_of` gives; ``reference`` replies at most are scored for
+    the mean.
+    """
+    train_set, held_out, parts = data
     compute = choose(config.device, config.dtype, config.threads)
     pm, loading = timed(lambda: start(config, compute.device, lm))
     whole = tokenize([*train_set, *held_out], lambda d: pm.pm_ids(d, config.max_length))
     check_lengths(config, pm, whole)
+    times = times_seen(parts, config.weights, config.seed, 0)
     n, budget = len(train_set), pack_budget(compute.device, config.tokens_per_pack)
     middle = max(0, (n - 2 * config.batch_size) // 2)  # a block, so that pairs of one prompt stand together
     few = train_set[middle : middle + 2 * config.batch_size]
@@ -49,11 +53,11 @@ def pm_cost(
     _, scoring = timed(lambda: trainer.score_all(rows))
     part = _tokens(trainer.pairs, rows, budget)
     forward, backward = scoring.seconds / part, stepping.seconds / metrics["tokens"]
-    trained_on = config.epochs * _trained_on(whole, n, config, budget)
+    trained_on = config.epochs * _trained_on(whole, times, config, budget)
     first = n if held_out else 0
     replies = np.unique([whole.chosen[first:], whole.rejected[first:]])
-    times = min(1.0, reference / len(replies)) + (1 + config.epochs if held_out else 0)  # for the mean; evaluations
-    looks = times * _tokens(whole, replies, budget)
+    reads = min(1.0, reference / len(replies)) + (1 + config.epochs if held_out else 0)  # for the mean; evaluations
+    looks = reads * _tokens(whole, replies, budget)
     cost = loading + Cost(trained_on, backward * trained_on) + Cost(looks, forward * looks)
     every = sum(p.numel() for p in pm.parameters())
     trained = sum(p.numel() for _, p in pm.trainable_parameters())
@@ -66,18 +70,19 @@ def pm_cost(
     return [
         f"{n:,} comparisons to train on, {len(held_out):,} held out; longest dialogue "
         f"{max(map(len, whole.sequences)):,} tokens.",
-        f"{math.ceil(n / config.batch_size) * config.epochs:,} steps over {trained_on:,} tokens; {weights}.",
+        f"{math.ceil(times.sum() / config.batch_size) * config.epochs:,} steps over {trained_on:,} tokens; {weights}.",
         *cost.lines(compute),
     ]
 
 
-def _trained_on(pairs: Pairs, n: int, config: PMTrain, budget: int) -> int:
-    """Tokens of the first pass over the first n pairs, batch by batch."""
+def _trained_on(pairs: Pairs, times: np.ndarray, config: PMTrain, budget: int) -> int:
+    """Tokens of the first pass over the first pairs, each seen so many times, batch by batch."""
+    n = len(times)
     groups = [kept for group in pairs.groups if len(kept := group[group < n])]
     trained = Pairs(pairs.sequences, pairs.chosen[:n], pairs.rejected[:n], groups)
     return sum(
         _tokens(pairs, np.unique([pairs.chosen[batch], pairs.rejected[batch]]), budget)
-        for batch in batches(trained, config.batch_size, config.seed, 0)
+        for batch in batches(trained, config.batch_size, config.seed, 0, times)
     )
 
 

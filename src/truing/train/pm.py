@@ -1,8 +1,9 @@
 """Preference models from comparisons (2204.05862 §3, App A.2): the verb ``pm train``.
 
 A reply is read with its whole dialogue and scored at an end-of-context token; the loss of a pair is
-log(1 + exp(r_rejected − r_chosen)). Pairs that answer one prompt stand in one batch, so that the prompt is computed
-once and a reply that stands in many pairs is scored once. Dropout is off: the model stays in eval mode throughout.
+log(1 + exp(r_rejected − r_chosen)), weighted as the options say (`pm_loss`). Pairs that answer one prompt stand in
+one batch, so that the prompt is computed once and a reply that stands in many pairs is scored once. Dropout is off: the
+model stays in eval mode throughout.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from truing.configs import PMTrain
@@ -33,6 +33,8 @@ from truing.text import to_hh
 from truing.train.cost_of import pm_cost
 from truing.train.loop import Stateful, Trainable, clip, make_optimizer, param_groups, set_lr, train
 from truing.train.parallel import ALONE, Group, compute_of, group_for, open_run, processes
+from truing.train.pm_loss import loss_weights, margins, pair_losses, tensor_of, times_seen
+from truing.train.pm_loss import pm_loss as pm_loss
 from truing.train.pm_numbers import confidence, correctness, kinds_line, losses, preference_numbers, reliability_of
 from truing.train.pm_pairs import Kept, Pairs, Trunk, batches, chunks, pack_sequences, shares, tokenize
 from truing.train.pm_setup import check, check_lengths, data_hash, data_of, spread, start
@@ -40,17 +42,10 @@ from truing.types import Comparison
 
 SAMPLES = 50
 """Held-out comparisons whose scores are written to samples.jsonl."""
+HELD_OUT = "held_out.jsonl"
+"""Score gap of each held-out comparison in order, to set models side by side on the same rows."""
 REFERENCE_REPLIES = 4000
 """At most this many replies set the reference mean (2204.05862 App B.2: several thousand)."""
-
-
-def pm_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Mean over pairs of log(1 + exp(rejected − chosen)), nats; scores [B] each (Askell et al. 2021, Eq 3.1).
-
-    >>> round(pm_loss(torch.zeros(3), torch.zeros(3)).item(), 4)
-    0.6931
-    """
-    return F.softplus(rejected - chosen).mean()
 
 
 def train_pm(
@@ -71,10 +66,10 @@ def train_pm(
     """
     check(config)
     notes: list[str] = []
-    train_set, held_out = data_of(config, comparisons, eval_comparisons, notes)
+    train_set, held_out, parts = data_of(config, comparisons, eval_comparisons, notes)
     if config.dry_run:
         group_for(ALONE)  # several would measure one another
-        return {"lines": [*notes, *pm_cost(PMTrainer, config, train_set, held_out, lm, REFERENCE_REPLIES)]}
+        return {"lines": [*notes, *pm_cost(PMTrainer, config, (train_set, held_out, parts), lm, REFERENCE_REPLIES)]}
     given = {"comparisons": comparisons, "eval_comparisons": eval_comparisons}
     hashes = {name: data_hash(rows) for name, rows in given.items() if rows is not None}
     files = [] if comparisons is not None else [*config.data]
@@ -87,7 +82,8 @@ def train_pm(
             _say(note)
         compute = compute_of(group, run, config)
         pm = start(config, compute.device, lm)
-        trainer = PMTrainer(config, pm, train_set, held_out, autocast=compute.dtype, kept=kept, group=group)
+        of_rows: dict[str, Any] = {"parts": parts, "autocast": compute.dtype}
+        trainer = PMTrainer(config, pm, train_set, held_out, **of_rows, kept=kept, group=group)
         ending = train(
             run,
             state=trainer.state,
@@ -113,6 +109,7 @@ class PMTrainer:
         train_set: Sequence[Comparison],
         held_out: Sequence[Comparison] = (),
         *,
+        parts: np.ndarray | None = None,
         autocast: torch.dtype | None = None,
         kept: Kept | None = None,
         group: Group = ALONE,
@@ -122,7 +119,10 @@ class PMTrainer:
         self.train_set, self.held_out = list(train_set), list(held_out)
         self.pairs = tokenize([*self.train_set, *self.held_out], lambda d: pm.pm_ids(d, config.max_length))
         check_lengths(config, pm, self.pairs)
-        self.steps_per_epoch = math.ceil(len(self.train_set) / config.batch_size)
+        self.weights, self.margins = loss_weights(self.train_set, config), margins(self.train_set, config)
+        self.parts = np.zeros(len(self.train_set), dtype=np.int64) if parts is None else parts
+        self.per_epoch = int(self.times(0).sum())
+        self.steps_per_epoch = math.ceil(self.per_epoch / config.batch_size)
         self.num_steps = self.steps_per_epoch * config.epochs
         say = _say if config.frozen_layers else lambda _: None
         k, shared = config.frozen_layers, group.size
@@ -138,7 +138,7 @@ class PMTrainer:
         )
         self.state: dict[str, Stateful] = {"model": Trainable(pm), "optimizer": self.optimizer}
         self.epoch_batches = functools.lru_cache(2)(
-            lambda epoch: batches(self._train_pairs(), config.batch_size, config.seed, epoch)
+            lambda epoch: batches(self._train_pairs(), config.batch_size, config.seed, epoch, self.times(epoch))
         )
         self.gaps: tuple[int, np.ndarray] | None = None
 
@@ -149,6 +149,10 @@ class PMTrainer:
         return Pairs(
             self.pairs.sequences, self.pairs.chosen[:n], self.pairs.rejected[:n], [g for g in groups if len(g)]
         )
+
+    def times(self, epoch: int) -> np.ndarray:
+        """How often each training pair is seen in an epoch, int [P]."""
+        return times_seen(self.parts, self.config.weights, self.config.seed, epoch)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast to bf16 where the run chose it; weights, head and loss stay float32."""
@@ -163,8 +167,8 @@ class PMTrainer:
         c = self.config
         epoch, place = divmod(step, self.steps_per_epoch)
         batch = self.epoch_batches(epoch)[place]
-        before = epoch * len(self.train_set) + place * c.batch_size
-        rate = set_lr(self.optimizer, before, c, c.epochs * len(self.train_set))
+        before = epoch * self.per_epoch + place * c.batch_size
+        rate = set_lr(self.optimizer, before, c, c.epochs * self.per_epoch)
 
         def backward(budget: int) -> tuple[float, np.ndarray, int]:
             self.optimizer.zero_grad(set_to_none=True)  # also what was left when memory ran out
@@ -182,7 +186,7 @@ class PMTrainer:
             "grad_norm": norm,
             "tokens": tokens,
             "samples": before + len(batch),
-            "epoch": (before + len(batch)) / len(self.train_set),
+            "epoch": (before + len(batch)) / self.per_epoch,
         }
 
     def trained(self) -> list[nn.Parameter]:
@@ -210,14 +214,15 @@ class PMTrainer:
         return sum(f[0] for f in found), np.concatenate([f[1] for f in found]), sum(f[2] for f in found)
 
     def _backward(self, chunk: np.ndarray, weight: float) -> tuple[float, np.ndarray, int]:
-        """Add the gradient of ``weight`` times the mean loss of pairs that fit one pack."""
+        """Add the gradient of ``weight`` times the mean weighted loss of pairs that fit one pack."""
         members = list(dict.fromkeys([*self.pairs.chosen[chunk], *self.pairs.rejected[chunk]]))
         (pack,) = pack_sequences(self.pairs.sequences, members)
         scores = self.scores(pack)
         where = {member: i for i, member in enumerate(pack.members)}
         chosen = scores[[where[s] for s in self.pairs.chosen[chunk]]]
         rejected = scores[[where[s] for s in self.pairs.rejected[chunk]]]
-        loss = pm_loss(chosen, rejected) * weight
+        margin, counts = (tensor_of(x[chunk], chosen) for x in (self.margins, self.weights))
+        loss = (pair_losses(chosen, rejected, margin, self.config.binarised) * counts).mean() * weight
         loss.backward()
         return loss.item(), (chosen - rejected).detach().double().cpu().numpy(), len(pack)
 
@@ -289,6 +294,8 @@ def _leave(run: Run, trainer: PMTrainer, done: bool, notes: list[str]) -> None:
         if group.leads:
             rows_of = [b.as_dict() for b in reliability_of(gaps, trainer.held_out).bins]
             write_rows(run.path / "reliability.csv", rows_of)
+            each = zip(trainer.held_out, gaps.tolist(), strict=True)
+            write_rows(run.path / HELD_OUT, [{"id": c.id, "gap": gap} for c, gap in each])
         run.write_samples(_samples(trainer))
     else:
         numbers = dict.fromkeys(("accuracy", "ece", "ece_null_95", "brier"), None) | numbers
@@ -313,7 +320,14 @@ def _training_numbers(rows: list[dict[str, Any]], trainer: PMTrainer) -> dict[st
         total = sum(row[name] * _size(row, trainer) for row in last)
         return Interval(total / n, None, None, n, unit)
 
+    passes = [(row["step"] / trainer.steps_per_epoch, row["eval_ece"]) for row in rows if "eval_ece" in row]
+    ended = [(int(e), x) for e, x in passes if trainer.config.epochs > 1 and e > 0 and e % 1 == 0]
+    harmless = np.array([c.kind == "harmless" for c in trainer.train_set])
+    share = float(trainer.times(0)[harmless].sum()) / trainer.per_epoch
     return {
+        "harmless_share": Interval(share, None, None, trainer.per_epoch, "share"),
+        "harmless_weight": Interval(trainer.config.harmless_weight, None, None, trainer.per_epoch, "factor"),
+        **{f"ece/pass_{e}": Interval(x, None, None, held, "probability") for e, x in ended},
         "init_loss": Interval(first[0]["eval_loss"], None, None, held, "nats") if first else None,
         "init_accuracy": Interval(first[0]["eval_accuracy"], None, None, held, "share") if first else None,
         "train_loss": mean("loss", "nats"),
@@ -325,7 +339,7 @@ def _training_numbers(rows: list[dict[str, Any]], trainer: PMTrainer) -> dict[st
 
 def _size(row: dict[str, Any], trainer: PMTrainer) -> int:
     place = (row["step"] - 1) % trainer.steps_per_epoch
-    return min(trainer.config.batch_size, len(trainer.train_set) - place * trainer.config.batch_size)
+    return min(trainer.config.batch_size, trainer.per_epoch - place * trainer.config.batch_size)
 
 
 def _samples(trainer: PMTrainer) -> list[dict[str, Any]]:

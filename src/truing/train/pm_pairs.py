@@ -67,12 +67,18 @@ def tokenize(comparisons: Sequence[Comparison], ids_of: Callable[[Dialogue], Seq
     return Pairs(sequences, chosen, rejected, [np.array(g) for g in groups.values()])
 
 
-def batches(pairs: Pairs, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def batches(pairs: Pairs, batch_size: int, seed: int, epoch: int, times: np.ndarray | None = None) -> list[np.ndarray]:
     """Pair indices of every batch of an epoch: prompts in an order that follows from (seed, epoch), each one's pairs
     side by side, cut every ``batch_size`` pairs.
+
+    ``times`` [P] says how often each pair is seen; its second time stands elsewhere in the order.
     """
-    order = rng(seed, epoch).permutation(len(pairs.groups))
-    line = np.concatenate([pairs.groups[g] for g in order])
+    groups = pairs.groups
+    if times is not None:
+        rounds = range(1, int(times.max(initial=0)) + 1)
+        groups = [left for i in rounds for group in pairs.groups if len(left := group[times[group] >= i])]
+    order = rng(seed, epoch).permutation(len(groups))
+    line = np.concatenate([groups[g] for g in order])
     return [line[i : i + batch_size] for i in range(0, len(line), batch_size)]
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from truing.configs import PMTrain
@@ -18,6 +19,7 @@ from truing.models.split import layers, recompute_layers
 from truing.models.tree import body, supports_trees
 from truing.train.loop import check_adapters, check_optim
 from truing.train.parallel import Group
+from truing.train.pm_loss import check_losses, seen_in_all
 from truing.train.pm_pairs import Pairs
 from truing.types import Comparison
 
@@ -30,6 +32,9 @@ def check(config: PMTrain) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
     if not 0 <= config.eval_share < 1:
         raise ValueError(f"eval_share is {config.eval_share}; expected 0 (hold nothing out) or more, below 1.")
+    check_losses(config)
+    if config.weights and config.data and len(config.weights) != len(config.data):
+        raise ValueError(f"There are {len(config.weights)} weights for {len(config.data)} files; give one for each.")
     check_optim(config)
     check_adapters(config)
     if config.parallel == "fsdp" and (config.frozen_layers or config.lora_rank):
@@ -44,9 +49,16 @@ def data_of(
     comparisons: Sequence[Comparison] | None,
     eval_comparisons: Sequence[Comparison] | None,
     notes: list[str],
-) -> tuple[list[Comparison], list[Comparison]]:
-    """Comparisons to train on and to hold out, without those that were unsure; ``notes`` hears what was left out."""
-    rows = _sure(list(comparisons) if comparisons is not None else load_comparisons(config.data), "", notes)
+) -> tuple[list[Comparison], list[Comparison], np.ndarray]:
+    """Comparisons to train on and to hold out, and the part of the mixture each of the former is from, int [P].
+
+    Those that were unsure are left out; ``notes`` hears of it. A part is one of ``config.data`` or, of comparisons in
+    memory, one ``source``, in order of appearance; without ``config.weights`` there is one part. Raises ValueError
+    for weights that do not fit.
+    """
+    parts = _parts(config, comparisons)
+    of_row = {id(c): i for i, part in enumerate(parts) for c in part}
+    rows = _sure([c for part in parts for c in part], "", notes)
     if eval_comparisons is not None or config.eval_data:
         given = list(eval_comparisons) if eval_comparisons is not None else load_comparisons(config.eval_data)
         held_out = _sure(given, "held-out ", notes)
@@ -62,6 +74,9 @@ def data_of(
     else:
         held_out = []
         notes.append("Nothing was held out, so accuracy and calibration are unknown: give --eval-data.")
+    places = np.array([of_row[id(c)] for c in rows])
+    if config.weights:
+        notes.append(_mixture(config, parts, places))
     kinds = [f"{sum(c.kind == kind for c in rows):,} {kind}" for kind in sorted({c.kind for c in rows})]
     notes.append(f"Trained on {' and '.join(kinds)} comparisons, {len(held_out):,} held out.")
     if config.epochs > 1:
@@ -69,7 +84,34 @@ def data_of(
             f"{config.epochs} passes over the data; the paper makes one, because preference models overfit and grow "
             "overconfident. Compare eval_ece and eval_loss after each pass."
         )
-    return rows, held_out
+    return rows, held_out, places
+
+
+def _parts(config: PMTrain, comparisons: Sequence[Comparison] | None) -> list[list[Comparison]]:
+    """Comparisons of each part of the mixture."""
+    if comparisons is None:
+        files = [[name] for name in config.data] if config.weights else [config.data]
+        return [load_comparisons(some) for some in files]
+    if not config.weights:
+        return [list(comparisons)]
+    sources = list(dict.fromkeys(c.source for c in comparisons))
+    if len(sources) != len(config.weights):
+        raise ValueError(
+            f"There are {len(config.weights)} weights for {len(sources)} sources ({', '.join(map(repr, sources))}); "
+            "give one for each."
+        )
+    return [[c for c in comparisons if c.source == source] for source in sources]
+
+
+def _mixture(config: PMTrain, parts: Sequence[Sequence[Comparison]], places: np.ndarray) -> str:
+    """What a pass over the mixture holds. Raises ValueError if that is nothing."""
+    counts = np.bincount(places, minlength=len(parts)).tolist()
+    seen = [seen_in_all(n, weight) for n, weight in zip(counts, config.weights, strict=True)]
+    if not sum(seen):
+        raise ValueError(f"weights are {config.weights}, which leaves no comparison to train on. Raise one of them.")
+    names = [Path(name).name for name in config.data] or [part[0].source for part in parts]
+    mixed = [f"{k:,} of {name} ({n:,} rows)" for k, name, n in zip(seen, names, counts, strict=True)]
+    return f"A pass is {sum(seen):,} comparisons: {', '.join(mixed)}."
 
 
 def _sure(rows: list[Comparison], which: str, notes: list[str]) -> list[Comparison]:
