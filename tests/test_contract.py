@@ -355,6 +355,15 @@ def test_rlhf_train_gives_the_numbers_of_the_contract(pipeline: Path):
     assert (pipeline / "rlhf" / "model" / "config.json").exists()
 
 
+def test_rlhf_finetune_gives_the_numbers_of_the_contract(call: Call, here: Path, models: Path):
+    (here / "t.jsonl").write_text(lines([{"text": f"{i} and {i + 1}"} for i in range(20)]))
+    argv = ["--init", models / "lm", "--data", "t.jsonl", "--batch-tokens", "30", "--eval-share", "0.3"]
+    assert call("rlhf", "finetune", *argv, "--out", "sft", *QUICK)[0] == 0
+    numbers = check_run(here / "sft", "rlhf finetune")
+    assert numbers["loss"]["value"] > 0 and 0 < numbers["end_probability"]["value"] < 1
+    assert (here / "sft" / "model" / "config.json").exists() and (here / "sft" / "figures" / "curves.svg").exists()
+
+
 def test_what_was_trained_is_taken_by_name(call: Call, pipeline: Path, here: Path):
     (here / "p.jsonl").write_text(lines([{"prompt": "Is 3 even?"}]))
     found = parsed(
@@ -478,6 +487,7 @@ DRY = {
     "data pairs": ["reddit", "dump.jsonl", "--target", "out.jsonl"],
     "pm train": ["--init", "LM", "--data", "pairs.jsonl"],
     "pm eval": ["PM", "pairs.jsonl"],
+    "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
     "elo": ["games.jsonl"],
     "eval": ["LM", "--tasks", "toy", "--include-path", "."],

@@ -60,3 +60,29 @@ class PPOTrain(Common, Optim, Adapters):
     """Steps between evaluations on --eval-prompts; 0: at start and end."""
     learning_rate: Annotated[float, alias("lr")] = 1e-6
     """Peak learning rate of the policy."""
+
+
+@dataclass(kw_only=True)
+class Finetune(Common, Optim, Adapters):
+    """Train a language model on texts or dialogues, token by token; or make one from scratch."""
+
+    init: Annotated[str, alias("model", "model-name-or-path")] = ""
+    """Model to start from; or --size."""
+    size: str = ""
+    """Start from scratch: parameters of a new model over bytes, such as 1M."""
+    data: Annotated[list[str], alias("train-file", "dataset-name")]
+    """Files or hub names of texts, dialogues or comparisons (their chosen replies)."""
+    eval_data: list[str] = field(default_factory=list)
+    """Held-out documents; without it a share of --data is held out."""
+    eval_share: float = 0.05
+    """Share of documents held out (dialogues by conversation) when --eval-data is not given."""
+    epochs: Annotated[int, alias("num-train-epochs")] = 1
+    """Passes over the data."""
+    batch_tokens: int = 4096
+    """Tokens per optimiser step, about; whole documents."""
+    max_length: int = 1024
+    """Longer texts are cut into pieces of so many tokens; longer dialogues lose their beginning."""
+    replies_only: bool = False
+    """Learn the assistant's turns and their ends only, not what people write."""
+    learning_rate: Annotated[float, alias("lr")] = 0.0
+    """Peak learning rate; 0: 1e-5, or from scratch what the size takes (0.4 / width, at most 6e-3)."""
