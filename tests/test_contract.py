@@ -364,6 +364,18 @@ def test_rlhf_finetune_gives_the_numbers_of_the_contract(call: Call, here: Path,
     assert (here / "sft" / "model" / "config.json").exists() and (here / "sft" / "figures" / "curves.svg").exists()
 
 
+def test_rlhf_distill_gives_the_numbers_of_the_contract(call: Call, here: Path, models: Path):
+    (here / "texts.jsonl").write_text(lines([{"text": f"Some words, {i} of them."} for i in range(12)]))
+    (here / "pairs.jsonl").write_text(lines(comparisons(12)))
+    (here / "prompt.txt").write_text("Say yes.")
+    argv = ("--init", models / "lm", "--data", "texts.jsonl", "pairs.jsonl", "--prompt", "prompt.txt", *QUICK)
+    assert call("rlhf", "distill", *argv, "--eval-share", "0.5", "--batch-size", "3", "--out", "d")[0] == 0
+    numbers = check_run(here / "d", "rlhf distill")
+    assert numbers["init_loss"]["value"] > 0 and (here / "d" / "model" / "config.json").exists()
+    shown = json.loads((here / "d" / "samples.jsonl").read_text().splitlines()[0])
+    assert set(shown) == {"prompt", "before", "with_prompt", "after"}
+
+
 def test_what_was_trained_is_taken_by_name(call: Call, pipeline: Path, here: Path):
     (here / "p.jsonl").write_text(lines([{"prompt": "Is 3 even?"}]))
     found = parsed(
@@ -488,6 +500,7 @@ DRY = {
     "pm train": ["--init", "LM", "--data", "pairs.jsonl"],
     "pm eval": ["PM", "pairs.jsonl"],
     "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],
+    "rlhf distill": ["--init", "LM", "--data", "pairs.jsonl", "--prompt", "games.jsonl", "--max-length", "64"],
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
     "elo": ["games.jsonl"],
     "eval": ["LM", "--tasks", "toy", "--include-path", "."],

@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "pm train": Verb("truing.train.pm:train_pm", "PMTrain", "train a preference model on comparisons"),
     "pm eval": Verb("truing.measure.preference:pm_eval", "PMEval", "its accuracy and calibration on comparisons"),
     "rlhf finetune": Verb("truing.train.sft:train_lm", "Finetune", "a language model on texts or dialogues"),
+    "rlhf distill": Verb("truing.train.distill:distill", "Distill", "teach a model to speak as it does after a prompt"),
     "rlhf train": Verb("truing.train.ppo:train_ppo", "PPOTrain", "PPO against a preference model"),
     "elo": Verb("truing.measure.elo:elo", "EloConfig", "Elo with intervals from comparisons"),
     "honesty choices": Verb("truing.measure.choices:choices", "Choices", "calibration on multiple choice"),

@@ -16,6 +16,7 @@ from truing.configs.measure import PTrue as PTrue
 from truing.configs.pm import PMEval as PMEval
 from truing.configs.pm import PMTrain as PMTrain
 from truing.configs.rlhf import Finetune as Finetune
+from truing.configs.rlhf import Distill as Distill
 from truing.configs.rlhf import PPOTrain as PPOTrain
 from truing.configs.use import Chat as Chat
 from truing.configs.use import Compare as Compare

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from truing.configs.common import Adapters, Common, Optim, alias
 
@@ -60,6 +61,38 @@ class PPOTrain(Common, Optim, Adapters):
     """Steps between evaluations on --eval-prompts; 0: at start and end."""
     learning_rate: Annotated[float, alias("lr")] = 1e-6
     """Peak learning rate of the policy."""
+
+
+@dataclass(kw_only=True)
+class Distill(Common, Optim):
+    """Context distillation: a model learns to speak without a prompt as it does after one (2204.05862 App A.1)."""
+
+    init: Annotated[str, alias("student", "model", "model-name-or-path")]
+    """Model that learns: smollm2, a hub name, a folder, a run, a .gguf."""
+    data: Annotated[list[str], alias("train-file", "dataset-name")]
+    """Rows of text, of questions and answers, of dialogues, or comparisons (their chosen replies)."""
+    teacher: str | None = None
+    """Model that reads the prompt, with the same tokenizer; default: the one that learns, as it was."""
+    prompt: str = "hhh"
+    """hhh (14 conversations in our own words), hhh-short (their first exchanges), or a text file."""
+    text_share: float = 0.5
+    """Share of plain text among the texts; the larger part is cut down to it."""
+    max_length: int = 512
+    """Tokens of a text; longer ones lose their end."""
+    top_k: int = 50
+    """Likeliest tokens of the teacher that are kept at each place; all else is one bucket."""
+    teacher_cache: Path | None = None
+    """Folder of what the teacher said, to share between students; default: in the run."""
+    eval_share: float = 0.05
+    """Share of texts held out."""
+    epochs: Annotated[int, alias("num-train-epochs")] = 1
+    """Passes over the data."""
+    batch_size: Annotated[int, alias("per-device-train-batch-size")] = 32
+    """Texts per optimiser step."""
+    learning_rate: Annotated[float, alias("lr")] = 3e-5
+    """Peak learning rate; the paper takes a twentieth of that of pretraining."""
+    schedule: Literal["constant", "linear", "cosine", "halve"] = "linear"
+    """Shape after warm-up; the paper's falls linearly to 0."""
 
 
 @dataclass(kw_only=True)
