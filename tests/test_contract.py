@@ -502,6 +502,7 @@ DRY = {
     "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],
     "rlhf distill": ["--init", "LM", "--data", "pairs.jsonl", "--prompt", "games.jsonl", "--max-length", "64"],
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
+    "rlhf frontier": ["policy", "--best-of", "2"],
     "elo": ["games.jsonl"],
     "eval": ["LM", "--tasks", "toy", "--include-path", "."],
     "honesty choices": ["LM", "choices.jsonl"],
@@ -517,6 +518,8 @@ DRY = {
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(verb: str, call: Call, here: Path, models: Path):
     data_of(verb, here)
+    if verb == "rlhf frontier":
+        evaluated_policy(here / "policy", models)
     assert call("elo", "games.jsonl", "--out", "run")[0] == 0
     before = {p: p.stat().st_mtime_ns for p in here.rglob("*")}
     argv = [{"LM": models / "lm", "PM": models / "pm"}.get(a, a) for a in DRY[verb]]
@@ -526,6 +529,16 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(verb: str, call: C
     assert code == 0 and json.loads(out)["verb"] == verb, err
     assert json.loads(out)["notes"] or verb in ("runs", "doctor", "data check", "elo")
     assert {p: p.stat().st_mtime_ns for p in here.rglob("*")} == before
+
+
+def evaluated_policy(folder: Path, models: Path) -> None:
+    """What a study reads of a run of `rlhf train`."""
+    folder.mkdir()
+    (folder / "environment.json").write_text('{"verb": "rlhf train"}')
+    options = {"policy": models / "lm", "pm": models / "pm", "max_new_tokens": 3, "stop_after": []}
+    (folder / "config.yaml").write_text(json.dumps(options, default=str))
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    (folder / "evaluations.jsonl").write_text(lines([{"step": s, "id": "1", "dialogue": said} for s in (0, 1)]))
 
 
 def data_of(verb: str, here: Path) -> None:

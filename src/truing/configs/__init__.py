@@ -18,6 +18,11 @@ from truing.configs.pm import PMTrain as PMTrain
 from truing.configs.rlhf import Finetune as Finetune
 from truing.configs.rlhf import Distill as Distill
 from truing.configs.rlhf import PPOTrain as PPOTrain
+from truing.configs.studies import Frontier as Frontier
+from truing.configs.studies import Robustness as Robustness
+from truing.configs.studies import StudyPM as StudyPM
+from truing.configs.studies import StudyPPO as StudyPPO
+from truing.configs.studies import Tension as Tension
 from truing.configs.use import Chat as Chat
 from truing.configs.use import Compare as Compare
 from truing.configs.use import DataCheck as DataCheck

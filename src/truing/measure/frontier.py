@@ -117,7 +117,7 @@ def expected_best(scores: ArrayLike, n: int) -> float:
 
 def best_of(scores: Sequence[ArrayLike], n: int, *, seed: int = 0) -> Interval:
     """Gain of the best of n replies over the mean reply (PM units), mean over prompts."""
-    gains = [expected_best(s, n) - float(np.mean(s)) for s in scores]
+    gains = [expected_best(s, n) - float(np.asarray(s, dtype=np.float64).mean()) for s in scores]
     return stats.mean_interval(gains, unit="PM units", seed=seed)
 
 
@@ -161,7 +161,8 @@ def course(samples: Sequence[int], gain: Array, kl: Array, variance: Array, *, s
     def interval(one: float, many: Array, unit: str) -> Interval:
         if prompts == 1:
             return Interval(one, None, None, 1, unit, "one prompt only: no interval")
-        return Interval(one, *np.quantile(many, [0.025, 0.975]), prompts, unit)
+        low, high = np.quantile(many, [0.025, 0.975]).tolist()
+        return Interval(one, low, high, prompts, unit)
 
     root2, points = math.sqrt(2), []
     excess, excesses = y - sigma * x * root2, ys - sigmas * xs * root2

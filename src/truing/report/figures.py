@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import matplotlib
@@ -176,11 +177,16 @@ def reliability_diagram(series: Mapping[str, Sequence[Any]] | Sequence[Any], *, 
 
 @_styled
 def reward_vs_sqrt_kl(
-    series: Mapping[str, Sequence[Mapping[str, Any]]], *, ylabel: str = "PM score", line: bool = True
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    ylabel: str = "PM score",
+    line: bool = True,
+    bounds: Mapping[str, float] = MappingProxyType({}),
 ) -> Figure:
     """Score against √KL (2204.05862 §4.3): rows with ``kl`` (nats) or ``sqrt_kl``, ``score`` and, if known, low, high.
 
-    With ``line`` each series of three or more points gets its least-squares line.
+    With ``line`` each series of three or more points gets its least-squares line; ``bounds`` are slopes of dashed
+    lines through the origin.
     """
     figure, axes = _one()
     for i, (label, rows) in enumerate(series.items()):
@@ -194,6 +200,9 @@ def reward_vs_sqrt_kl(
             slope, start = np.polyfit(xs, ys, 1)
             ends = np.array([xs.min(), xs.max()])
             axes.plot(ends, start + slope * ends, color=colour, lw=1.2, alpha=0.7)
+    right = axes.get_xlim()[1]
+    for i, (label, slope) in enumerate(bounds.items()):
+        axes.plot([0, right], [0, slope * right], "--", color=INK, lw=1.2, alpha=0.9 / (i + 1), label=words(label))
     axes.set(xlabel="√KL(policy ‖ start), √nats", ylabel=ylabel)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
     _legend(figure, axes)
