@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from truing.configs import Distill
 from truing.data.lessons import Lesson
-from truing.models.family import byte_tokenizer, new_model
+from truing.models.family import byte_tokenizer, new_model, word_tokenizer
 from truing.models.lm import LM
 from truing.models.tops import top_and_rest
 from truing.text import encode
@@ -260,46 +260,47 @@ def test_the_paper_s_prompt_has_14_conversations():
 
 COLOURS = ("red", "blue", "green", "grey", "black", "white", "pink", "brown")
 THINGS = ("sky", "sea", "car", "cat", "hat", "cup", "tree", "rose", "coal", "snow", "wall", "door", "shoe", "book")
-STYLE = "The assistant is polite.\n\n-----"
+STYLE = "the assistant is polite."
 
 
 def polite(colour: str) -> str:
-    return f"it is {colour}, dear friend"
+    return f"it is {colour}, dear friend."
 
 
 @functools.cache
 def stylist() -> LM:
     """A model from scratch that is polite after a prompt that says so, and blunt without it."""
-    lm = LM(new_model("llama", layers=2, width=64, heads=2, max_positions=128, seed=1), byte_tokenizer(), name="stylist")
+    words = word_tokenizer([*COLOURS, *THINGS, *"the assistant is polite it dear friend . , ?".split()])
+    model = new_model("llama", layers=2, width=64, heads=2, vocab_size=len(words), max_positions=64, seed=1)
+    lm = LM(model, words, name="stylist")
     optimizer = torch.optim.AdamW(lm.model.parameters(), lr=3e-3)
     for step in range(STYLE_STEPS):
         random = rng(7, step)
         rows = []
         for i in range(24):
             thing, colour = THINGS[random.integers(len(THINGS))], COLOURS[random.integers(len(COLOURS))]
-            talk = Dialogue().ask(f"{colour} {thing}?").reply((polite(colour) if i % 2 else colour) + "\n")
+            talk = Dialogue().ask(f"{colour} {thing}?").reply(polite(colour) if i % 2 else f"{colour}.")
             rows.append(encode(with_prompt(talk, STYLE if i % 2 else ""), lm.tokenizer, "hh"))
         size = max(map(len, rows))
-        ids = torch.tensor([row + [258] * (size - len(row)) for row in rows])
-        logits = lm.model(ids).logits[:, :-1]
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=258)
+        ids = torch.tensor([row + [-1] * (size - len(row)) for row in rows])
+        logits = lm.model(ids.clamp(min=0)).logits[:, :-1]
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=-1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return lm
 
 
-STYLE_STEPS = 450
+STYLE_STEPS = 120
 
 
 def manners(lm: LM, prompt: str, asked: list[tuple[str, str]]) -> float:
     """Share of replies that are polite."""
     talks = [with_prompt(Dialogue().ask(f"{colour} {thing}?"), prompt) for colour, thing in asked]
-    drawn = lm.sample(talks, max_tokens=40, temperature=0.0, stop=["\n"])
+    drawn = lm.sample(talks, max_tokens=10, temperature=0.0, stop_after=["."])
     return float(np.mean([s[0].text == polite(colour) for s, (colour, _) in zip(drawn, asked, strict=True)]))
 
 
-@pytest.mark.slow
 def test_a_student_without_the_prompt_has_the_prompts_style():
     """§19 row 6: the loss of self-distillation falls by 80% and more; more than 70% of held-out replies are polite."""
     Path("p.txt").write_text(STYLE)
@@ -308,9 +309,9 @@ def test_a_student_without_the_prompt_has_the_prompts_style():
     order = rng(0).permutation(len(pairs)).tolist()
     held, taught = [pairs[i] for i in order[:32]], [pairs[i] for i in order[32:]]
     assert manners(lm, STYLE, held) > 0.9 and manners(lm, "", held) < 0.1, "the prompt makes the style"
-    rows = [Lesson(Dialogue().ask(f"{c} {t}?").reply(polite(c) + "\n"), "dialogue") for c, t in taught]
-    rows += [Lesson(Dialogue().ask(f"{c} {t}?").reply(c + "\n"), "dialogue") for c, t in taught]
-    run = distill(config(learning_rate=1e-3, epochs=6, batch_size=16), lessons=rows, lm=lm)
+    rows = [Lesson(Dialogue().ask(f"{c} {t}?").reply(polite(c)), "dialogue") for c, t in taught]
+    rows += [Lesson(Dialogue().ask(f"{c} {t}?").reply(f"{c}."), "dialogue") for c, t in taught]
+    run = distill(config(learning_rate=1e-3, epochs=4, batch_size=16), lessons=rows, lm=lm)
     numbers = run.summary()["numbers"]  # type: ignore[union-attr]
     assert numbers["loss_removed"]["value"] >= 0.8, numbers
     assert manners(LM.load(str(run.path / "model")), "", held) > 0.7  # type: ignore[union-attr]
