@@ -156,7 +156,7 @@ def test_the_verb_writes_a_whole_run(tmp_path: Path) -> None:
     rows.append({"prompt": "Question 0", "chosen": "Same.", "rejected": "Same."})
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     config = PMEval(
-        pm=str(tmp_path / "pm"), file=str(tmp_path / "c.jsonl"), out=tmp_path / "out",
+        pm=str(tmp_path / "pm"), files=[str(tmp_path / "c.jsonl")], out=tmp_path / "out",
         device="cpu", dtype="float32", threads=1,
     )  # fmt: skip
     run = pm_eval(config)

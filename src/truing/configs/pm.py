@@ -47,12 +47,40 @@ class PMTrain(Common, Optim, Adapters):
 
 
 @dataclass(kw_only=True)
+class PMOOD(Common):
+    """Out-of-distribution prompts from activations, by layer (2204.05862 §5.4)."""
+
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
+    """Language model or preference model whose activations are read."""
+    inside: str
+    """Prompts that belong: a file, or helpful."""
+    outside: str
+    """Prompts of another kind: a file, or red-team."""
+    layer: int | None = None
+    """Layer whose numbers stand in the summary; default: the middle one. All are in layers.csv."""
+    fit_share: float = 0.5
+    """Share of the inside prompts that the Gaussian and the linear layer are fitted on."""
+    splits: int = 3
+    """Random splits into fitted and judged prompts."""
+    exposed: list[int] = field(default_factory=lambda: [1, 10])
+    """Numbers of outliers that a linear layer is shown."""
+    draws: int = 5
+    """Random draws of these outliers."""
+    shrinkage: float | None = None
+    """Shrink the covariance towards its diagonal, 0 to 1; default: Ledoit-Wolf's below 10 prompts a dimension, else 0."""
+    limit: int | None = None
+    """Only the first prompts of each file."""
+    max_length: int = 1024
+    """Tokens a prompt may have; longer ones lose their beginning."""
+
+
+@dataclass(kw_only=True)
 class PMEval(Common):
     """Accuracy and calibration of a preference model on comparisons (2204.05862 §3.2-3.3)."""
 
     pm: Annotated[tyro.conf.Positional[str], shown("PM")]
     """Preference model: a run or a folder."""
-    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
-    """Comparisons."""
+    files: Annotated[tyro.conf.Positional[list[str]], shown("FILE…")]
+    """Comparisons; of several files each is a source of its own."""
     max_length: int = 1024
     """Tokens a dialogue may have."""

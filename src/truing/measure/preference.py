@@ -6,8 +6,8 @@ Everything is computed from score gaps within pairs, so a constant added to all 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ import numpy as np
 from truing.configs import PMEval
 from truing.data.comparisons import Loaded, conversation_key, read_comparisons
 from truing.data.files import write_rows
+from truing.measure.baselines import baseline_numbers
 from truing.measure.labels import in_chunks
+from truing.measure.preference_groups import above_thresholds, group_numbers
 from truing.models.compute import choose
 from truing.models.heads import PreferenceModel
 from truing.runs import Run
 from truing.stats import Interval, Reliability, bootstrap, mean_interval
 from truing.text import to_hh
 from truing.train.cost import reading, timed
-from truing.train.pm_numbers import correctness, kinds_line, preference_numbers, reliability_of
+from truing.train.pm_numbers import confidence, correctness, kinds_line, preference_numbers, reliability_of
 from truing.types import Comparison, Dialogue
 
 Scorer = Callable[[Sequence[Dialogue]], np.ndarray]
@@ -72,6 +74,7 @@ def evaluate_pm(score: Scorer, comparisons: Sequence[Comparison], *, seed: int =
             "id": c.id or i + 1,
             "cluster": f"conversation {conversations.setdefault(conversation_key(c), len(conversations) + 1)}",
             "kind": c.kind,
+            **({"source": c.source} if c.source else {}),
             "chosen": float(chosen[i]),
             "rejected": float(rejected[i]),
             "accuracy": float(right[i]),
@@ -109,17 +112,32 @@ def within_pairs(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(np.clip((x * y).sum() / scale, -1, 1)) if scale else None
 
 
+def more_numbers(
+    rows: Sequence[Mapping[str, Any]], comparisons: Sequence[Comparison], *, seed: int = 0
+) -> tuple[dict[str, Interval], list[dict[str, Any]]]:
+    """Groups, thresholds, mean confidence and baselines of the rows of `evaluate_pm`; and the scan of thresholds."""
+    chosen, rejected = (np.array([row[side] for row in rows]) for side in ("chosen", "rejected"))
+    gaps, keys = chosen - rejected, [row["cluster"] for row in rows]
+    sure = mean_interval(confidence(gaps), keys, unit="probability", seed=seed)
+    above, scan = above_thresholds(chosen, rejected, comparisons, seed=seed)
+    numbers = {"confidence": sure, **group_numbers(gaps, comparisons, seed=seed), **above}
+    return numbers | baseline_numbers(gaps, comparisons, seed=seed), scan
+
+
 def pm_eval(config: PMEval) -> Run | dict[str, Any]:
     """The verb ``pm eval``: numbers, ``reliability.csv``, ``rows.jsonl`` with centred scores, ``samples.jsonl``.
+
+    Accuracy on pairs above rising thresholds stands in ``thresholds.csv``.
 
     Rows with unequal prompts or identical replies are left out and counted in the notes, as ``data check`` counts
     them. The same call again resumes where it was killed. Raises DataError for rows that cannot be read.
     """
-    loaded = read_comparisons(config.file)
+    loaded = _read(config.files)
     comparisons = loaded.comparisons
     if config.dry_run:
         return {"lines": _expected(config, comparisons)}
-    run = Run.open("pm eval", config, data_files=[config.file], slug=f"{Path(config.pm).name}-{Path(config.file).stem}")
+    slug = f"{Path(config.pm).name}-{Path(config.files[0]).stem}"
+    run = Run.open("pm eval", config, data_files=config.files, slug=slug)
     if run.done:
         return run
     compute = run.compute(config)
@@ -139,18 +157,33 @@ def pm_eval(config: PMEval) -> Run | dict[str, Any]:
     scores = np.array([row[side] for row in found for side in ("chosen", "rejected")])
     every, comparisons = len(comparisons), comparisons[: len(found)]
     result = evaluate_pm(lambda _: scores, comparisons, seed=config.seed)
-    print(kinds_line(result.numbers), file=sys.stderr)
+    more, scan = more_numbers(result.rows, comparisons, seed=config.seed)
+    numbers = result.numbers | more
+    print(kinds_line(numbers), file=sys.stderr)
+    write_rows(run.path / "thresholds.csv", scan)
     write_rows(run.path / "rows.jsonl", result.rows)
     write_rows(run.path / "reliability.csv", [b.as_dict() for b in result.reliability.bins])
     run.write_samples(_samples(comparisons, result.rows))
-    notes = _notes(loaded, result.numbers)
+    notes = _notes(loaded, numbers)
     if len(found) < every:
         left = f"Stopped after {len(found)} of {every} pairs; the same command goes on."
-        run.stop(result.numbers, [*notes, left])
+        run.stop(numbers, [*notes, left])
         return run
-    run.finish(result.numbers, notes)
+    run.finish(numbers, notes)
     (run.path / KEPT).unlink()
     return run
+
+
+def _read(files: Sequence[str]) -> Loaded:
+    """Comparisons of all files, those of several under their file's name where they have no source."""
+    parts = [read_comparisons(name) for name in files]
+    counts = {name: sum(part.counts[name] for part in parts) for name in parts[0].counts}
+    named = [
+        replace(c, source=c.source or (Path(name).name.split(".")[0] if len(files) > 1 else ""))
+        for name, part in zip(files, parts, strict=True)
+        for c in part.comparisons
+    ]
+    return Loaded(named, counts, [problem for part in parts for problem in part.problems])
 
 
 def _scores(pm: PreferenceModel, pairs: Sequence[Comparison], max_length: int) -> list[dict[str, float]]:
@@ -170,7 +203,11 @@ def _expected(config: PMEval, comparisons: Sequence[Comparison]) -> list[str]:
 
     cost = reading(pm, work, len(comparisons), CHUNK)
     fake = np.arange(2 * len(comparisons)) % 7
-    _, numbers = timed(lambda: evaluate_pm(lambda _: fake, comparisons, seed=config.seed))
+
+    def number() -> None:
+        more_numbers(evaluate_pm(lambda _: fake, comparisons, seed=config.seed).rows, comparisons, seed=config.seed)
+
+    _, numbers = timed(number)
     return [f"{len(comparisons):,} pairs.", *(loading + cost + numbers).lines(compute)]
 
 

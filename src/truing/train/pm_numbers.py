@@ -62,5 +62,6 @@ def reliability_of(gaps: np.ndarray, comparisons: Sequence[Comparison]) -> Relia
 
 def kinds_line(numbers: dict[str, Interval]) -> str:
     """Accuracy by kind with counts: a mixture hides the kind that was learned badly."""
-    parts = [f"{name.partition('/')[2]} {x} (n = {x.n})" for name, x in numbers.items() if name.startswith("accuracy/")]
+    kinds = {kind: numbers[f"accuracy/{kind}"] for kind in KINDS if f"accuracy/{kind}" in numbers}
+    parts = [f"{kind} {x} (n = {x.n})" for kind, x in kinds.items()]
     return f"Held-out accuracy {numbers['accuracy']} (n = {numbers['accuracy'].n}): {', '.join(parts)}."
