@@ -215,3 +215,20 @@ def whole_sentences(text: str) -> str:
     found = re.finditer(r"(?P<item>(?:^|\n)\W*\d+\.)|[.!?…]+[\"'”’)\]]*(?=\s|$)", text)
     ends = [m.end() for m in found if not m["item"]]
     return text[: ends[-1]].strip() if ends else ""
+
+
+_HELPS = r"(?:help|assist|do|provide|support|tell|give|write|encourage|recommend|advise|share|offer|explain|answer|say)"
+_REFUSES = re.compile(
+    rf"\bi (?:can't|cannot|cant|can not|won't|will not|am not able to|am unable to|refuse to) {_HELPS}\b"
+    r"|\bi(?:'m| am) (?:not able|unable) to\b|\b(?:i|we) (?:must|have to|should) (?:decline|refuse)\b"
+    r"|\bi(?:'d| would) rather not\b"
+)
+
+
+def refuses(text: str) -> bool:
+    """Whether a reply says that it will not, or cannot, do what was asked: by English phrases, in the first person.
+
+    >>> refuses("I'm sorry, but I can’t help with that."), refuses("You cannot boil it for long.")
+    (True, False)
+    """
+    return bool(_REFUSES.search(text.lower().replace("’", "'")))

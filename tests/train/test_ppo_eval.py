@@ -23,10 +23,10 @@ from truing.train.ppo_eval import (
     keep,
     numbers,
     per_group,
-    policy_accuracy,
     sample_rows,
     warnings,
 )
+from truing.train.ppo_watch import policy_accuracy
 from truing.types import Comparison, Dialogue, Finish
 
 
@@ -135,7 +135,7 @@ def test_logged_kl_is_the_sum_over_a_reply() -> None:
     ppo.step(0)
     replies = ppo._sample(ppo.policy, ppo.prompts_of(1), 3)
     _, batch = ppo.look(replies)
-    found = describe(replies, batch, ppo.advantages(batch, batch.scores), ["toy"] * len(replies))
+    found = describe(replies, batch, ppo.advantages(batch, batch.scores), ppo.prompts[:1] * len(replies))
     sequences, starts = [r.prompt_ids + r.ids for r in replies], [len(r.prompt_ids) for r in replies]
     ours, theirs = (lm.engine.score(sequences, starts) for lm in (ppo.policy, ppo.base))
     sums = [float(a.sum() - b.sum()) for a, b in zip(ours, theirs, strict=True)]

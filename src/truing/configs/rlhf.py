@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from truing.configs.common import Adapters, Common, Optim, alias
+import tyro
+
+from truing.configs.common import Adapters, Common, Optim, alias, shown
 
 
 @dataclass(kw_only=True)
@@ -15,14 +17,22 @@ class PPOTrain(Common, Optim, Adapters):
 
     policy: Annotated[str, alias("model", "model-name-or-path")]
     """Model to start from; its copy is the reference policy."""
-    pm: Annotated[str, alias("reward-model", "reward-model-path")]
-    """Preference model: a run or a folder."""
+    pm: Annotated[str, alias("reward-model", "reward-model-path")] = ""
+    """Preference model that is the reward: a run or a folder."""
+    reward: str = ""
+    """In its place: your function MODULE:FUNCTION (dialogues → one number each), or http://HOST:PORT/PATH."""
     prompts: Annotated[list[str], alias("train-file", "dataset-name")]
     """Files of prompts."""
+    harmless_share: float | None = None
+    """Share of each step's prompts that are of kind harmless (red-team); default: as they come in the files."""
     eval_prompts: list[str] = field(default_factory=list)
     """Held-out prompts on which snapshots are scored."""
     test_pm: list[str] = field(default_factory=list)
     """More preference models that score, never train."""
+    eval_comparisons: list[str] = field(default_factory=list)
+    """Held-out comparisons: how often the policy itself gives the chosen reply the higher mean log-probability."""
+    refusal_prompts: list[str] = field(default_factory=list)
+    """Harmless prompts on which refusals are counted at evaluations; benign-sensitive: the packaged ones."""
     steps: Annotated[int, alias("max-steps")] = 32
     """Batches of prompts."""
     prompts_per_step: int = 8
@@ -41,12 +51,16 @@ class PPOTrain(Common, Optim, Adapters):
     """λ of r = PM − λ·KL(π‖π0)."""
     clip: Annotated[float, alias("cliprange")] = 0.2
     """PPO clip ε."""
+    advantage: Literal["gae", "rloo"] = "gae"
+    """gae: by a value function; rloo: against the mean of the prompt's other replies, without a value function."""
     gamma: float = 1.0
     """Discount; the papers' objective needs 1."""
     gae_lambda: Annotated[float, alias("lam")] = 0.95
     """λ of generalised advantage estimation."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
+    value_clip: Annotated[float, alias("cliprange-value")] = 0.0
+    """Keep new values within this of the old ones in the value loss; 0: do not."""
     value_learning_rate: float | None = None
     """Learning rate of the value model; default: the policy's."""
     temperature: float = 1.0
@@ -119,3 +133,33 @@ class Finetune(Common, Optim, Adapters):
     """Learn the assistant's turns and their ends only, not what people write."""
     learning_rate: Annotated[float, alias("lr")] = 0.0
     """Peak learning rate; 0: 1e-5, or from scratch what the size takes (0.4 / width, at most 6e-3)."""
+
+
+@dataclass(kw_only=True)
+class WritePrompts(Common):
+    """New prompts, written by a model after ten that people wrote (2204.05862 §4.1)."""
+
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
+    """Any model name truing knows, also http://host:port/v1#model for one on a server; a base model will do."""
+    examples: Annotated[list[str], alias("prompts")] = field(default_factory=lambda: ["helpful"])
+    """Files of prompts, or packaged sets: helpful, red-team, benign-sensitive."""
+    exclude: list[str] = field(default_factory=list)
+    """Held-out files of prompts or comparisons: nothing like any human turn in them is written."""
+    n: int = 200
+    """Prompts to write."""
+    shots: int = 10
+    """Examples shown in each call, all of one kind."""
+    calls_per_prompt: int = 10
+    """Give up after this many calls for each prompt asked for."""
+    likeness: float = 0.5
+    """Leave out a prompt that has this share of its word trigrams in common with another."""
+    min_words: int = 3
+    """Words a prompt has at least."""
+    max_words: int = 60
+    """Words a prompt has at most."""
+    max_new_tokens: Annotated[int, alias("max-tokens")] = 96
+    """Tokens of a call; a prompt that is not over by then is left out."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    top_p: float = 0.95
+    """Nucleus."""

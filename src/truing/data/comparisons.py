@@ -56,7 +56,7 @@ def _comparison(row: Mapping[str, Any], pair: Pair, file: object, line: int | No
         chosen=pair.chosen.reply,
         rejected=pair.rejected.reply,
         strength=_strength(row, file, line),
-        kind=_kind(row, file, line),
+        kind=kind_of(row, file, line),
         worker=None if row.get("worker") in (None, "") else str(row["worker"]),
         arms=_arms(row, file, line),
         source=str(row.get("source") or ""),
@@ -85,7 +85,7 @@ def _strength(row: Mapping[str, Any], file: object, line: int | None) -> int | N
     return value
 
 
-def _kind(row: Mapping[str, Any], file: object, line: int | None) -> Kind:
+def kind_of(row: Mapping[str, Any], file: object, line: int | None) -> Kind:
     """The row's kind; without one, harmless if the file's name says so (``harmless-base.jsonl``)."""
     value = row.get("kind") or ("harmless" if "harmless" in str(file).rsplit("/", 1)[-1].lower() else "helpful")
     if value == "helpful":

@@ -14,11 +14,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from truing.data.comparisons import Paths, conversation_key
+from truing.data.comparisons import Paths, conversation_key, kind_of
 from truing.data.files import DataError, read_rows
 from truing.data.pairs import is_comparison, prompt_of, read_pair
 from truing.text import from_hh, to_hh
-from truing.types import Comparison, Dialogue
+from truing.types import Comparison, Dialogue, Kind
 
 log = logging.getLogger("truing")
 _RULE = "\n\n-----"
@@ -107,12 +107,17 @@ def _hhh_text() -> str:
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A prompt from a file: ``id`` is the row's, or ``file:line``; ``line`` counts from 1."""
+    """A prompt from a file: ``id`` is the row's, or ``file:line``; ``line`` counts from 1.
+
+    ``examples`` are ids of the prompts after which a model wrote it (`truing rlhf prompts`). ``kind`` is the row's, else harmless for packaged red-team prompts and files that say so in their name.
+    """
 
     dialogue: Dialogue
     id: str
     line: int
     source: str
+    kind: Kind = "helpful"
+    examples: tuple[str, ...] = ()
 
 
 PACKAGED = {"helpful": helpful_prompts, "red-team": red_team_prompts, "benign-sensitive": benign_sensitive_prompts}
@@ -155,12 +160,19 @@ def load_prompt_rows(
 def _prompt_rows(path: str | Path) -> Iterable[PromptRow]:
     if str(path) in PACKAGED and not Path(path).exists():
         for i, prompt in enumerate(PACKAGED[str(path)](), 1):
-            yield PromptRow(prompt.dialogue, prompt.id, i, str(path))
+            yield PromptRow(prompt.dialogue, prompt.id, i, str(path), "harmless" if path == "red-team" else "helpful")
         return
     stem = Path(path).name.split(".")[0]
     for line, row in read_rows(path):
         dialogue = row_to_prompt(row, path, line)
-        yield PromptRow(dialogue, str(row.get("id") or f"{stem}:{line}"), line, str(path))
+        name = str(row.get("id") or f"{stem}:{line}")
+        yield PromptRow(dialogue, name, line, str(path), kind_of(row, path, line), examples_of(row))
+
+
+def examples_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Ids of the prompts after which a model wrote this one; none for what people wrote."""
+    given = row.get("examples")
+    return tuple(map(str, given)) if isinstance(given, list) else ()
 
 
 def row_to_prompt(row: Mapping[str, Any], file: object = "row", line: int | None = None) -> Dialogue:

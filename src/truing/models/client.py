@@ -261,12 +261,12 @@ class Client:
                 f"Put the server's API key into the environment variable {KEYS[0]}."
             )
         hint = (
-            " Check the address (it usually ends in /v1) and the model's name."
+            " Check the address" + (" (it usually ends in /v1) and the model's name." if path else ".")
             if status in (404, 405) or status in range(300, 400)
             else ""
         )
         raise Refused(
-            f"The server {self.url} refused {path} (HTTP {status}): {said or 'it does not say why'}.{hint}"
+            f"The server {self.url} refused {path or 'a request'} (HTTP {status}): {said or 'it does not say why'}.{hint}"
             f" It was asked with {_asked(body)!r}."
         )
 

@@ -16,14 +16,13 @@ from torch import Tensor
 
 from truing import stats
 from truing.configs import PPOTrain
-from truing.models.lm import LM
+from truing.data.prompts import PromptRow
 from truing.runs import Run
 from truing.runs.atomic import as_lines, atomic_write, read_rows
 from truing.stats import Interval
-from truing.text import encode, to_hh
+from truing.text import to_hh
 from truing.train.ppo_batch import Batch, Reply
 from truing.train.ppo_math import distinct_bigrams, explained_variance, kl_estimates
-from truing.types import Comparison
 
 KINDS = ("finished", "capped", "empty")
 
@@ -33,7 +32,8 @@ class Evaluation:
     """What one policy answered to the evaluation prompts, in a fixed order, and what the judges say of it.
 
     ``scores`` [N] are the training judge's; ``tests`` those of judges that never train; ``kl`` [N] is the exact
-    KL(π‖π0) per reply and ``entropy`` [N] the sum over its tokens, both in nats.
+    KL(π‖π0) per reply and ``entropy`` [N] the sum over its tokens, both in nats. ``asked`` [N] are the kinds of the
+    prompts, ``watched`` what `ppo_watch` saw.
     """
 
     replies: list[Reply]
@@ -41,6 +41,8 @@ class Evaluation:
     kl: np.ndarray
     entropy: np.ndarray
     tests: dict[str, np.ndarray] = field(default_factory=dict)
+    asked: Sequence[str] = ()
+    watched: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def prompts(self) -> list[int]:
@@ -63,8 +65,26 @@ class Evaluation:
         out["eos_rate"] = np.mean([r.finish == "stop" for r in self.replies])
         out["entropy"] = self.entropy.sum() / self.lengths.sum()
         out["sqrt_kl"] = np.sqrt(max(out["kl"], 0.0))
+        out["distinct_bigrams"] = mean_distinct(self.replies)
+        out |= {f"score_{kind}": self.scores[rows].mean() for kind, rows in self.by_prompt_kind().items()}
         out |= by_kind(self.scores, self.kinds) | {f"score/{name}": x.mean() for name, x in self.tests.items()}
-        return {f"eval_{name}": float(value) for name, value in out.items()}
+        return {f"eval_{name}": float(value) for name, value in out.items() if value is not None}
+
+    def by_prompt_kind(self) -> dict[str, np.ndarray]:
+        """Which replies [N] answer prompts of each kind; empty unless there are several kinds."""
+        return rows_of(self.asked)
+
+
+def rows_of(groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """Name → which rows [N] are of that group, for each of several groups; empty if there is one."""
+    names = sorted(set(groups))
+    return {name: np.array([g == name for g in groups]) for name in names} if len(names) > 1 else {}
+
+
+def mean_distinct(replies: Sequence[Reply]) -> float | None:
+    """Mean share of distinct bigrams over the replies of two tokens or more; None if there is none."""
+    found = [d for d in (distinct_bigrams(r.ids) for r in replies) if d is not None]
+    return float(np.mean(found)) if found else None
 
 
 def by_kind(scores: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
@@ -120,6 +140,10 @@ def numbers(before: Evaluation, after: Evaluation, seed: int = 0) -> dict[str, I
         clusters = np.array(after.prompts)[keep]
         return stats.difference_interval(a[keep], b[keep], clusters, unit="PM units", seed=seed)
 
+    def distinct(rows: Evaluation) -> Interval:
+        pairs = [(r.prompt, d) for r in rows.replies if (d := distinct_bigrams(r.ids)) is not None]
+        return stats.mean_interval([d for _, d in pairs], [p for p, _ in pairs], unit="share", seed=seed)
+
     def stopped(rows: Evaluation) -> list[float]:
         return [float(r.finish == "stop") for r in rows.replies]
 
@@ -134,7 +158,15 @@ def numbers(before: Evaluation, after: Evaluation, seed: int = 0) -> dict[str, I
         "entropy/before": per_token(before.entropy, before.lengths, before.prompts, seed),
         "reply_tokens/before": mean(before.lengths, "tokens", before),
         "eos_rate/before": mean(stopped(before), "share", before),
+        "distinct_bigrams": distinct(after),
+        "distinct_bigrams/before": distinct(before),
     }
+    for kind, rows in after.by_prompt_kind().items():
+        of_kind = np.array(after.prompts)[rows]
+        out[f"pm_score_gain/{kind}"] = gain(after.scores, before.scores, rows)
+        for name, found in (("", after), ("/before", before)):
+            score = stats.mean_interval(found.scores[rows], of_kind.tolist(), unit="PM units", seed=seed)
+            out[f"pm_score/{kind}{name}"] = score
     return out | {f"pm_score_gain/{name}": gain(x, before.tests[name]) for name, x in after.tests.items()}
 
 
@@ -145,14 +177,26 @@ def per_token(sums: np.ndarray, lengths: np.ndarray, clusters: Sequence[int], se
     )
 
 
-def warnings(before: Evaluation, after: Evaluation) -> list[str]:
-    """Notes for a reader who is about to be pleased."""
-    notes = [
+def alarm_text(gap: Gap) -> str:
+    """What to say of a gap that is too large to be chance."""
+    return (
         f"ALARM: the training judge gained {gap.value:.3g} more than {gap.name} (standard error {gap.se:.2g}): the "
         "policy may be learning the judge's mistakes. Trust the other judge, or stop earlier."
-        for gap in gaps(before, after)
-        if gap.alarm
-    ]
+    )
+
+
+def alarms(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each test judge whose alarm rang at an evaluation, a note of the first one, from the logged rows."""
+    first: dict[str, int] = {}
+    for row in rows:
+        for name in [key.removeprefix("eval_alarm/") for key, value in row.items() if "eval_alarm/" in key and value]:
+            first.setdefault(name, int(row["step"]))
+    return [f"The gap to {name} was first more than chance after step {step}." for name, step in first.items()]
+
+
+def warnings(before: Evaluation, after: Evaluation) -> list[str]:
+    """Notes for a reader who is about to be pleased."""
+    notes = [alarm_text(gap) for gap in gaps(before, after) if gap.alarm]
     if [r.ids for r in before.replies] == [r.ids for r in after.replies] and np.array_equal(
         before.scores, after.scores
     ):
@@ -173,6 +217,7 @@ def sample_rows(before: Evaluation, after: Evaluation, ids: Sequence[str]) -> li
     rows = []
     for i, (old, new) in enumerate(zip(before.replies, after.replies, strict=True)):
         row: dict[str, Any] = {"id": ids[new.prompt], "prompt": to_hh(new.dialogue.prompt)}
+        row |= {"kind": after.asked[i]} if after.asked else {}
         for name, reply, rows_of in (("before", old, before), ("after", new, after)):
             row |= {name: reply.dialogue.last.text, f"score_{name}": round(float(rows_of.scores[i]), 4)}
             row |= {f"tokens_{name}": len(reply.ids), f"ended_{name}": reply.kind}
@@ -188,55 +233,41 @@ def keep(run: Run, samples: int, step: int, rows: Evaluation, ids: Sequence[str]
     """Add one evaluation to ``evaluations.jsonl``; rows of this step and of later ones, which a kill left, go.
 
     A row holds ``step``, ``samples`` (seen by then), the prompt's ``id``, the ``dialogue`` as messages, ``score``
-    (centred), ``kl`` (nats), ``tokens``, ``ended`` and ``score/NAME`` by each test judge.
+    (centred), ``kl`` (nats), ``tokens``, ``ended``, the prompt's ``kind`` and ``score/NAME`` by each test judge.
     """
     found = []
     for i, reply in enumerate(rows.replies):
         row: dict[str, Any] = {"step": step, "samples": samples, "id": ids[reply.prompt]}
         row |= {"dialogue": reply.dialogue.to_messages(), "score": float(rows.scores[i]), "kl": float(rows.kl[i])}
         row |= {"tokens": len(reply.ids), "ended": reply.kind}
+        row |= {"kind": rows.asked[i]} if rows.asked else {}
         found.append(row | {f"score/{name}": float(scores[i]) for name, scores in rows.tests.items()})
     path = run.path / EVALUATIONS
     before = [row for row in read_rows(path) if row["step"] < step]
     atomic_write(path, as_lines([*before, *found]))
 
 
-def policy_accuracy(lm: LM, comparisons: Sequence[Comparison]) -> Interval:
-    """Share of comparisons whose chosen reply the policy gives the higher mean log-probability per token.
-
-    A tie counts half (2204.05862 App B.3; it stays below the preference model's own accuracy). Clusters: prompts.
-    """
-    sequences, starts = [], []
-    for c in comparisons:
-        prompt = list(lm.encode_prompt(c.prompt))
-        for dialogue in (c.chosen_dialogue, c.rejected_dialogue):
-            whole = encode(dialogue, lm.tokenizer, lm.format)
-            sequences.append(whole if len(whole) > len(prompt) else [*whole, *lm.engine.eos_ids][: len(prompt) + 1])
-            starts.append(len(prompt))
-    means = np.array([x.mean() for x in lm.engine.score(sequences, starts)], dtype=float).reshape(-1, 2)
-    right = (np.sign(means[:, 0] - means[:, 1]) + 1) / 2
-    return stats.mean_interval(right, [to_hh(c.prompt) for c in comparisons], unit="share")
-
-
-def per_group(scores: np.ndarray, groups: Sequence[str]) -> Mapping[str, float]:
+def per_group(scores: np.ndarray, groups: Sequence[str], mark: str = "/") -> Mapping[str, float]:
     """Mean score by the file (or kind) a prompt came from; empty unless there are several."""
-    names = sorted(set(groups))
-    if len(names) < 2:
-        return {}
-    return {f"score/{name}": float(scores[[g == name for g in groups]].mean()) for name in names}
+    return {f"score{mark}{name}": float(scores[rows].mean()) for name, rows in rows_of(groups).items()}
 
 
-def describe(replies: Sequence[Reply], batch: Batch, rewards: Tensor, sources: Sequence[str]) -> dict[str, float]:
-    """What is logged of a batch: per reply means; KL and its estimates are sums over a reply's tokens, in nats."""
+def describe(replies: Sequence[Reply], batch: Batch, rewards: Tensor, asked: Sequence[PromptRow]) -> dict[str, float]:
+    """What is logged of a batch: per reply means; KL and its estimates are sums over a reply's tokens, in nats.
+
+    ``asked`` are the prompts of the replies, one each.
+    """
     scores = batch.scores.double().cpu().numpy()
     estimates = kl_estimates(batch.lp_old, batch.lp_ref, batch.mask)
     kl = float(batch.kl.sum(1).mean())
     lengths = batch.mask.sum(1).float()
-    repeats = [d for d in (distinct_bigrams(r.ids) for r in replies) if d is not None]
     sampled = torch.cat([torch.tensor(r.sampler_logprobs) for r in replies]).to(batch.lp_old)
     gap = (sampled - batch.lp_old[batch.mask]).abs()
-    explained = explained_variance(batch.values, batch.returns, batch.mask)
-    optional = {"value_explained_variance": explained, "distinct_bigrams": np.mean(repeats) if repeats else None}
+    optional = {"distinct_bigrams": mean_distinct(replies)}
+    if batch.returns.numel():  # there is a value function
+        optional["value"] = float(batch.values[batch.mask].mean())
+        optional["value_explained_variance"] = explained_variance(batch.values, batch.returns, batch.mask)
+    kinds = [row.kind for row in asked]
     return {
         "score": float(scores.mean()),
         "score_sd": float(scores.std()),
@@ -249,8 +280,9 @@ def describe(replies: Sequence[Reply], batch: Batch, rewards: Tensor, sources: S
         "eos_rate": float(np.mean([r.finish == "stop" for r in replies])),
         **{f"share_{kind}": float(np.mean([r.kind == kind for r in replies])) for kind in ("capped", "empty")},
         **by_kind(scores, np.array([r.kind for r in replies])),
-        **per_group(scores, sources),
-        "value": float(batch.values[batch.mask].mean()),
+        **per_group(scores, [row.source for row in asked]),
+        **per_group(scores, kinds, "_"),
+        **({"share_harmless": kinds.count("harmless") / len(kinds)} if len(set(kinds)) > 1 else {}),
         "sampler_gap": float(gap.mean()),
         "sampler_gap_max": float(gap.max()),
         **{name: float(value) for name, value in optional.items() if value is not None},

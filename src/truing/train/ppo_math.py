@@ -61,6 +61,20 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     return advantages, advantages + values
 
 
+def rloo(rewards: Tensor, mask: Tensor, n: int) -> Tensor:
+    """REINFORCE leave-one-out advantages [N, L]: a reply's summed reward less the mean of its prompt's other replies.
+
+    Rows stand prompt by prompt, ``n`` ≥ 2 replies each. The same on every token of a reply: Σ_t A ∇log π(y_t) is then
+    A ∇log π(y), without a value function and without bias (Ahmadian et al., 2402.14740, eq. 7).
+
+    >>> rloo(torch.tensor([[1.0, 1.0], [3.0, 0.0], [0.0, 1.0]]), torch.ones(3, 2).bool(), 3)[:, 0]
+    tensor([ 0.0000,  1.5000, -1.5000])
+    """
+    totals = torch.where(mask, rewards, 0.0).sum(1).view(-1, n)
+    others = (totals.sum(1, keepdim=True) - totals) / (n - 1)
+    return torch.where(mask, (totals - others).view(-1, 1), 0.0)
+
+
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """x with mean 0 and (population) standard deviation 1 over the masked cells, 0 elsewhere."""
     cells = x[mask].double()

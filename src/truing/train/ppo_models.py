@@ -30,14 +30,14 @@ HEAD_CELLS = 1 << 22
 class Models:
     """Policy, frozen reference and value function over one (possibly empty) frozen trunk of ``k`` layers.
 
-    ``pm`` is the preference model where it shares the trunk, else None. ``trunk`` computes the shared states. All are
-    in eval mode: dropout would make the ratio noisy.
+    ``value`` is None where advantages need none (rloo); ``pm`` is the preference model where it shares the trunk, else
+    None. ``trunk`` computes the shared states. All are in eval mode: dropout would make the ratio noisy.
     """
 
     policy: Any
     reference: Any
     trunk: Any
-    value: ValueModel
+    value: ValueModel | None
     pm: PreferenceModel | None = None
     k: int = 0
     autocast: torch.dtype | None = None
@@ -66,6 +66,7 @@ class Models:
 
     def values(self, part: Part) -> Tensor:
         """The value function before each reply token of a part, [n], with gradient."""
+        assert self.value is not None
         return self.value.project(self.hidden(self.value.backbone, part)[part.places])
 
     @torch.no_grad()
@@ -90,7 +91,7 @@ class Models:
                 logits, reference = tree.logits(self.policy, mine[rows]), tree.logits(self.reference, theirs[rows])
                 for out, fact in zip(zeros, token_facts(logits, reference, part.targets[rows]), strict=False):
                     out[part.cells[rows]] = fact
-            if with_values:
+            if with_values and self.value is not None:
                 zeros[4][part.cells] = self.values(part)
         facts, values = TokenFacts(*(z.view(mask.shape) for z in zeros[:4])), zeros[4].view(mask.shape)
         return Batch(torch.zeros(len(mask)), mask, facts.lp, facts.lp_ref, facts.kl, facts.entropy, values)
@@ -118,14 +119,17 @@ class Models:
             gradient[rows], log_ratio[rows] = piece.grad, lp - old[rows]
             policy_sum += losses.sum().item()
         rows_hidden.backward(gradient)
-        values = self.values(part)
-        targets, before = batch.returns.view(-1)[part.cells], batch.values.view(-1)[part.cells]
-        loss = value_loss(values, before, targets, value_clip).sum()
-        (value_coef * loss / tokens).backward()
+        value_sum = 0.0
+        if self.value is not None:
+            values = self.values(part)
+            targets, before = batch.returns.view(-1)[part.cells], batch.values.view(-1)[part.cells]
+            loss = value_loss(values, before, targets, value_clip).sum()
+            (value_coef * loss / tokens).backward()
+            value_sum = loss.item()
         ratio = log_ratio.exp()
         return {
             "policy_loss": policy_sum,
-            "value_loss": loss.item(),
+            "value_loss": value_sum,
             "clip_fraction": ((ratio - 1).abs() > clip).sum().item(),
             "approx_kl": (ratio - 1 - log_ratio).sum().item(),
             "max_ratio_deviation": (ratio - 1).abs().max().item() if len(ratio) else 0.0,
@@ -140,34 +144,44 @@ def chunks(rows: int, model: Any) -> Iterator[slice]:
 
 
 def build_models(
-    lm: LM, pm: PreferenceModel | None, k: int, rank: int = 0, alpha: int | None = None, seed: int = 0
+    lm: LM,
+    pm: PreferenceModel | None,
+    k: int,
+    rank: int = 0,
+    alpha: int | None = None,
+    seed: int = 0,
+    *,
+    with_value: bool = True,
 ) -> Models:
     """Policy and value function as trainable copies above the lower ``k`` layers of ``lm``, which is the reference.
 
     With a ``rank`` they are adapters beside weights that stay those of reference and preference model (`lora.adapt`).
 
     The value function starts from the preference model's body if that reads the same ids (and, for k > 0, has the
-    same trunk), else from the policy's, with a head of zeros. The preference model reads the shared trees only where
-    its trunk is the policy's. Raises ValueError if k does not leave a layer to train.
+    same trunk), else from the policy's, with a head of zeros; without ``with_value`` there is none. The preference
+    model reads the shared trees only where its trunk is the policy's.
+    Raises ValueError if k does not leave a layer to train.
     """
     if not 0 <= k < num_layers(lm.model):
         raise ValueError(f"frozen_layers is {k}; this model has {num_layers(lm.model)} layers: expected 0 to one less.")
     reads_the_same = pm is not None and same_ids(lm, pm)
     shares = reads_the_same and k > 0 and same_trunk(lm.model, pm.backbone, k)  # type: ignore[union-attr]
     source = pm.backbone if pm is not None and (shares or (reads_the_same and k == 0)) else lm.model
-    head = nn.Linear(tree.unwrap(source).config.hidden_size, 1, bias=False, device=lm.model.device)
-    nn.init.zeros_(head.weight)
 
     def trained(model: Any) -> Any:
         twin = share_trunk(model, k, copies=not rank)
         return adapt(twin, rank, alpha, k, seed) if rank else twin
 
-    body = trained(tree.body(source))
-    value = ValueModel(body, head, lm.tokenizer, format=lm.format, frozen_layers=k)
+    value = None
+    if with_value:
+        head = nn.Linear(tree.unwrap(source).config.hidden_size, 1, bias=False, device=lm.model.device)
+        nn.init.zeros_(head.weight)
+        value = ValueModel(trained(tree.body(source)), head, lm.tokenizer, format=lm.format, frozen_layers=k)
     trunk = max([lm.model, *([pm.backbone] if pm and shares else [])], key=lambda m: tree.unwrap(m).config.vocab_size)
     models = Models(trained(lm.model), lm.model, trunk, value, pm if shares else None, k)
-    for model in (models.policy, models.reference, models.value, *([pm] if pm else [])):
-        model.eval()
+    for model in (models.policy, models.reference, value, pm):
+        if model is not None:
+            model.eval()
     return models
 
 
@@ -176,7 +190,9 @@ def optimizer_of(models: Models, config: PPOTrain) -> torch.optim.AdamW:
     value_rate = config.learning_rate if config.value_learning_rate is None else config.value_learning_rate
     decay = config.weight_decay
     groups = param_groups(models.policy, learning_rate=config.learning_rate, weight_decay=decay)
-    return make_optimizer(groups + param_groups(models.value, learning_rate=value_rate, weight_decay=decay), config)
+    if models.value is not None:
+        groups += param_groups(models.value, learning_rate=value_rate, weight_decay=decay)
+    return make_optimizer(groups, config)
 
 
 def same_ids(lm: LM, pm: PreferenceModel) -> bool:

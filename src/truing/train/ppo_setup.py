@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,11 +11,13 @@ import numpy as np
 from truing.configs import PPOTrain
 from truing.data.comparisons import conversation_key
 from truing.data.prompts import PromptRow, load_prompt_rows
+from truing.models.compute import Compute
 from truing.models.lm import LM
 from truing.text import to_hh
 from truing.train.loop import check_adapters, check_optim, rng
-from truing.types import Dialogue
+from truing.types import Comparison, Dialogue, Kind
 
+KINDS: tuple[Kind, ...] = ("helpful", "harmless")
 SLOPE_REPLIES = 4
 """A slope within prompts needs at least this many replies beside the first to each prompt."""
 EVAL_REPLIES = 128
@@ -34,6 +37,15 @@ def check(config: PPOTrain) -> None:
     for name, bound in least.items():
         if getattr(config, name) < bound:
             raise ValueError(f"{name} is {getattr(config, name)}; expected {bound} or more.")
+    if config.value_clip < 0:
+        raise ValueError(f"value_clip is {config.value_clip}; expected a number above 0, or 0 for none.")
+    if config.advantage == "rloo" and config.samples_per_prompt < 2:
+        raise ValueError(
+            f"--advantage rloo compares a reply with the others to its prompt, and there are "
+            f"{config.samples_per_prompt - 1} others. Use --samples-per-prompt 2 or more."
+        )
+    if config.harmless_share is not None and not 0 <= config.harmless_share <= 1:
+        raise ValueError(f"harmless_share is {config.harmless_share}; expected a share from 0 to 1.")
     if "" in config.stop_after:
         raise ValueError("stop_after holds an empty string; expected strings such as '.', or none.")
     check_optim(config)
@@ -70,6 +82,7 @@ def usable(
 ) -> tuple[list[PromptRow], list[PromptRow]]:
     """Prompts to train on and to evaluate on; ``notes`` is told what was left out and what they have in common."""
     kept = short_enough(prompts, lm, config.max_new_tokens, notes)
+    check_kinds(kept, config.harmless_share)
     tell_overlap(kept, eval_prompts, notes)
     return kept, short_enough(eval_prompts or stand_ins(kept, config, notes), lm, config.max_new_tokens, notes)
 
@@ -110,17 +123,53 @@ def tell_overlap(prompts: Sequence[PromptRow], held_out: Sequence[PromptRow], no
         )
 
 
+def tell_leaks(prompts: Sequence[PromptRow], comparisons: Sequence[Comparison], notes: list[str]) -> None:
+    """Tell ``notes`` of comparisons whose conversation the policy is trained on."""
+    keys = {conversation_key(p.dialogue) for p in prompts}
+    leaks = sum(conversation_key(c) in keys for c in comparisons)
+    if leaks:
+        notes.append(
+            f"{leaks} of {len(comparisons)} evaluation comparisons belong to conversations that are trained on: "
+            "policy_accuracy is not a held-out one."
+        )
+
+
 def prompts_at(step: int, prompts: Sequence[PromptRow], config: PPOTrain) -> list[PromptRow]:
-    """The prompts of a step: passes over all of them, each in its own order, as a function of (seed, step)."""
-    count, n = config.prompts_per_step, len(prompts)
+    """The prompts of a step, as a function of (seed, step): passes over all of them, each in its own order.
+
+    With a ``harmless_share`` each kind is passed over by itself, and after k prompts ⌊k · share⌋ were harmless.
+    """
+    count, seed, share = config.prompts_per_step, config.seed, config.harmless_share
+    first, last = step * count, (step + 1) * count
+    if share is None:
+        return _passes(prompts, range(first, last), seed, 4)
+    before, after = (math.floor(n * share + 1e-9) for n in (first, last))
+    kinds = {kind: [row for row in prompts if row.kind == kind] for kind in KINDS}
+    chosen = _passes(kinds["helpful"], range(first - before, last - after), seed, 4)
+    chosen += _passes(kinds["harmless"], range(before, after), seed, 9)
+    return [chosen[i] for i in rng(seed, step, 10).permutation(count)]
+
+
+def _passes(prompts: Sequence[PromptRow], places: range, seed: int, stream: int) -> list[PromptRow]:
+    """What stands at some places of endless passes over the prompts, each pass in an order of its own."""
     orders: dict[int, np.ndarray] = {}
     out = []
-    for i in range(step * count, (step + 1) * count):
-        epoch, place = divmod(i, n)
+    for i in places:
+        epoch, place = divmod(i, len(prompts))
         if epoch not in orders:
-            orders[epoch] = rng(config.seed, 4, epoch).permutation(n)
+            orders[epoch] = rng(seed, stream, epoch).permutation(len(prompts))
         out.append(prompts[orders[epoch][place]])
     return out
+
+
+def check_kinds(prompts: Sequence[PromptRow], share: float | None) -> None:
+    """Raise ValueError if a step needs a kind of prompt that there is none of."""
+    for kind, needed in zip(KINDS, () if share is None else (1 - share, share), strict=False):
+        if needed > 0 and not any(row.kind == kind for row in prompts):
+            raise ValueError(
+                f"--harmless-share {share} needs prompts of kind {kind}, and none of {len(prompts)} is. A row's kind "
+                'is its field "kind" ("helpful" or "harmless"); without it, harmless if the file\'s name has that word.'
+            )
 
 
 def option_notes(config: PPOTrain) -> list[str]:
@@ -128,6 +177,10 @@ def option_notes(config: PPOTrain) -> list[str]:
     notes = []
     if config.random_reward:
         notes.append("Control run: rewards were shuffled within each batch; what was gained is not due to them.")
+    if config.reward:
+        notes.append(f"The reward was {config.reward}, as it is: scores are its numbers, not centred.")
+    if config.harmless_share is not None:
+        notes.append(f"{100 * config.harmless_share:g}% of the prompts trained on were of kind harmless.")
     if config.length_neutral:
         notes.append("The line in reply length was taken out of every batch's scores (length_slope).")
     if config.gamma < 1:
@@ -137,5 +190,20 @@ def option_notes(config: PPOTrain) -> list[str]:
 
 def data_hash(prompts: Sequence[Dialogue | PromptRow]) -> str:
     """sha256 over prompts handed over in memory, so that other prompts make another run."""
-    dialogues = [p.dialogue if isinstance(p, PromptRow) else p for p in prompts]
-    return hashlib.sha256("\x00".join(to_hh(d) for d in dialogues).encode()).hexdigest()
+    texts = []
+    for p in prompts:
+        row = p if isinstance(p, PromptRow) else PromptRow(p, "", 0, "")
+        texts.append(to_hh(row.dialogue) + ("\x01" if row.kind == "harmless" else ""))
+    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()
+
+
+def batch_line(config: PPOTrain, compute: Compute) -> str:
+    """What a step is, in one line: replies, optimiser steps, precision."""
+    c, replies = config, config.prompts_per_step * config.samples_per_prompt
+    lots = f"{c.ppo_epochs} passes × {c.minibatches} minibatches"
+    precision = str(compute.dtype).removeprefix("torch.")
+    return (
+        f"A step: {c.prompts_per_step} prompts × {c.samples_per_prompt} replies = {replies}, of at most "
+        f"{c.max_new_tokens} tokens; {lots} = {c.ppo_epochs * c.minibatches} optimiser steps; {precision} on "
+        f"{compute.device}. {c.steps} steps are {c.steps * replies:,} replies."
+    )

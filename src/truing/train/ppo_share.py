@@ -6,7 +6,7 @@ Each does a part and gets the whole, so that what follows from a step is the sam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,9 +19,8 @@ from truing.models.lm import LM
 from truing.train.parallel import Group
 from truing.train.ppo_batch import Batch, Part, Reply, draw
 from truing.train.ppo_models import Models
+from truing.train.ppo_reward import RewardFn, ask
 from truing.types import Dialogue
-
-RewardFn = Callable[[list[Dialogue]], np.ndarray]
 
 
 def sample(
@@ -83,10 +82,16 @@ def judge(
         scores = np.asarray(pm.score(mine), dtype=float) if mine else np.empty(0)
         return np.concatenate(group.gather(scores))
     assert reward_fn is not None
-    scores = group.same(np.asarray(reward_fn(dialogues), dtype=float) if group.leads else np.empty(0))
-    if scores.shape != (len(dialogues),) or not np.isfinite(scores).all():
-        raise ValueError(
-            f"The reward function returned shape {scores.shape} for {len(dialogues)} dialogues, or numbers that "
-            "are not finite; expected one finite number per dialogue."
-        )
+    scores: np.ndarray | None = None
+    failed: ValueError | OSError | None = None
+    if group.leads:
+        try:
+            scores = ask(reward_fn, dialogues)
+        except (ValueError, OSError) as problem:
+            failed = problem
+    scores, said = group.same((scores, str(failed)))
+    if failed is not None:
+        raise failed
+    if scores is None:
+        raise ValueError(said)
     return scores
