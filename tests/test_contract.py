@@ -503,6 +503,7 @@ DRY = {
     "rlhf distill": ["--init", "LM", "--data", "pairs.jsonl", "--prompt", "games.jsonl", "--max-length", "64"],
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
     "rlhf frontier": ["policy", "--best-of", "2"],
+    "rlhf robustness": ["--models", "LM", "--data", "pairs.jsonl", "--samples", "32"],
     "elo": ["games.jsonl"],
     "eval": ["LM", "--tasks", "toy", "--include-path", "."],
     "honesty choices": ["LM", "choices.jsonl"],

@@ -41,6 +41,7 @@ from truing.stats import Interval
 from truing.train.cost import sampling, timed
 from truing.train.ppo_batch import draw
 from truing.train.ppo_eval import EVALUATIONS
+from truing.train.ppo_reward import load_reward
 from truing.types import Dialogue
 
 Judge = Callable[[list[Dialogue]], Any]
@@ -136,8 +137,6 @@ def read_policies(names: Sequence[str]) -> list[Policy]:
 def load_judge(config: Mapping[str, Any], compute: Any) -> Judge:
     """The preference model (centred) or the reward function that a policy was trained against."""
     if config.get("reward"):
-        from truing.train.ppo_reward import load_reward
-
         return load_reward(str(config["reward"]))[0]
     return PreferenceModel.load(config["pm"], device=compute.device, dtype=compute.dtype).score
 

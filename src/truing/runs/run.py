@@ -274,7 +274,7 @@ def _name(verb: str, slug: str, digest: str) -> str:
 
 def remove_bare() -> None:
     """Remove the runs that this process began and that hold no work: an unknown model must not leave a run behind."""
-    for path, made in _BARE.items():
+    for path, made in reversed(_BARE.items()):  # a study's runs before the study's own
         with contextlib.suppress(OSError):
             names = {p.name for p in path.iterdir()}
             if names <= {"config.yaml", "environment.json", "lock"}:
