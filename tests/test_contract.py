@@ -376,6 +376,14 @@ def test_rlhf_distill_gives_the_numbers_of_the_contract(call: Call, here: Path, 
     assert set(shown) == {"prompt", "before", "with_prompt", "after"}
 
 
+def test_rlhf_prompts_gives_the_numbers_of_the_contract(call: Call, here: Path, models: Path):
+    (here / "prompts.jsonl").write_text(lines([{"prompt": f"Is {i} even?"} for i in range(9)]))
+    argv = ("--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4", "--calls-per-prompt", "2")
+    assert call("rlhf", "prompts", models / "lm", *argv, "--out", "w", *QUICK)[0] == 0
+    numbers = check_run(here / "w", "rlhf prompts")
+    assert numbers["calls"]["value"] == 4 and numbers["exact_duplicates"]["value"] == 0
+
+
 def test_what_was_trained_is_taken_by_name(call: Call, pipeline: Path, here: Path):
     (here / "p.jsonl").write_text(lines([{"prompt": "Is 3 even?"}]))
     found = parsed(
@@ -501,6 +509,7 @@ DRY = {
     "pm eval": ["PM", "pairs.jsonl"],
     "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],
     "rlhf distill": ["--init", "LM", "--data", "pairs.jsonl", "--prompt", "games.jsonl", "--max-length", "64"],
+    "rlhf prompts": ["LM", "--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4"],
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
     "rlhf frontier": ["policy", "--best-of", "2"],
     "rlhf robustness": ["--models", "LM", "--data", "pairs.jsonl", "--samples", "32"],

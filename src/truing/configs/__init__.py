@@ -18,6 +18,7 @@ from truing.configs.pm import PMTrain as PMTrain
 from truing.configs.rlhf import Finetune as Finetune
 from truing.configs.rlhf import Distill as Distill
 from truing.configs.rlhf import PPOTrain as PPOTrain
+from truing.configs.rlhf import WritePrompts as WritePrompts
 from truing.configs.studies import Frontier as Frontier
 from truing.configs.studies import Robustness as Robustness
 from truing.configs.studies import StudyPM as StudyPM
