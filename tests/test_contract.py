@@ -435,6 +435,14 @@ def test_honesty_pik(call: Call, here: Path, models: Path):
     assert set(numbers) >= wanted and {"brier/a", "brier/b"} <= set(numbers)
 
 
+def test_pm_ood(call: Call, here: Path, models: Path):
+    argv = ["pm", "ood", models / "lm", "--inside", "helpful", "--outside", "red-team", "--limit", "40", "--json"]
+    code, out, err = call(*argv, *QUICK)
+    assert code == 0, err
+    numbers = check_run(Path(json.loads(out)["run"]), "pm ood")
+    assert {"auroc/exposed/10", "gain/exposed/1"} <= set(numbers)
+
+
 # ---------------------------------------------------------------- the small ones
 
 
@@ -510,6 +518,7 @@ DRY = {
     "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],
     "rlhf distill": ["--init", "LM", "--data", "pairs.jsonl", "--prompt", "games.jsonl", "--max-length", "64"],
     "rlhf prompts": ["LM", "--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4"],
+    "pm ood": ["LM", "--inside", "prompts.jsonl", "--outside", "red-team", "--exposed", "1"],
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
     "rlhf frontier": ["policy", "--best-of", "2"],
     "rlhf robustness": ["--models", "LM", "--data", "pairs.jsonl", "--samples", "32"],

@@ -67,7 +67,7 @@ class PMOOD(Common):
     draws: int = 5
     """Random draws of these outliers."""
     shrinkage: float | None = None
-    """Shrink the covariance towards its diagonal, 0 to 1; default: Ledoit-Wolf's below 10 prompts a dimension, else 0."""
+    """Shrink the covariance towards its diagonal, 0 to 1; default: Ledoit and Wolf's where prompts are few, else 0."""
     limit: int | None = None
     """Only the first prompts of each file."""
     max_length: int = 1024

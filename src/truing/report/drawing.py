@@ -24,7 +24,7 @@ FIRST = ("loss", "accuracy", "eval_loss", "eval_accuracy", "score", "eval_score"
 def draw(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """Draw what the files in a run folder call for into ``figures/``: dicts of file, caption and alt text."""
     found = [_reliability(folder, path) for path in sorted(folder.glob("*reliability*.csv"))]
-    return [f for f in [_ladder(folder, summary), *found, *preference_figures(folder, summary), *prompt_figures(folder, summary), _curves(folder)] if f]
+    return [f for f in [_ladder(folder, summary), *found, *preference_figures(folder, summary), *prompt_figures(folder, summary), _layers(folder), _curves(folder)] if f]
 
 
 def _ladder(folder: Path, summary: Mapping[str, Any]) -> dict[str, str] | None:
@@ -46,6 +46,23 @@ def _reliability(folder: Path, path: Path) -> dict[str, str] | None:
     n = int(sum(b["n"] for b in bins))
     caption = f"Share right against confidence in bins of equal size, n = {n:,} ({path.name}). Bars: 95% intervals."
     return {"file": f"{path.stem}.svg", "caption": caption, "alt": "Reliability diagram"}
+
+
+def _layers(folder: Path) -> dict[str, str] | None:
+    """AUROC by layer of every series in ``layers.csv``."""
+    path = folder / "layers.csv"
+    if not path.exists():
+        return None
+    series: dict[str, list[tuple[float, Any]]] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            names = {"value": "auroc", "low": "low", "high": "high"}
+            number = {k: float(row[v]) if row[v] else None for k, v in names.items()}
+            series.setdefault(row["series"], []).append((float(row["layer"]), number))
+    drawn = figures.lines(series, xlabel="layer", ylabel="AUROC of outside prompts", reference=0.5)
+    figures.save(drawn, folder / "figures", "layers")
+    caption = "How well outside prompts are told from inside ones, by layer. Bands: 95% intervals; dashed: chance."
+    return {"file": "layers.svg", "caption": caption, "alt": f"AUROC by layer of {', '.join(series)}"}
 
 
 def _curves(folder: Path) -> dict[str, str] | None:
