@@ -49,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "rlhf distill": Verb("truing.train.distill:distill", "Distill", "teach a model to speak as it does after a prompt"),
     "rlhf prompts": Verb("truing.measure.model_prompts:write_prompts", "WritePrompts", "prompts that a model writes"),
     "pm ood": Verb("truing.measure.ood:ood", "PMOOD", "are prompts of another kind seen from activations, by layer"),
+    "pm probe": Verb("truing.recipes.pm_probe:pm_probe", "PMProbe", "HHH pairs, the gender probe, labelled replies"),
     "rlhf train": Verb("truing.train.ppo:train_ppo", "PPOTrain", "PPO against a preference model"),
     "rlhf frontier": Verb("truing.recipes.frontier:frontier", "Frontier", "reward against √KL, its bound, best of n"),
     "rlhf robustness": Verb("truing.recipes.robustness:robustness", "Robustness", "train-PMs against test-PMs"),

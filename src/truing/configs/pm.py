@@ -84,3 +84,19 @@ class PMEval(Common):
     """Comparisons; of several files each is a source of its own."""
     max_length: int = 1024
     """Tokens a dialogue may have."""
+
+
+@dataclass(kw_only=True)
+class PMProbe(Common):
+    """Probe a preference model: HHH pairs, gender, replies labelled harmful (2204.05862 §3.4)."""
+
+    pm: Annotated[tyro.conf.Positional[str], shown("PM")]
+    """Preference model: a run or a folder."""
+    probes: list[Literal["hhh", "gender"]] = field(default_factory=lambda: ["hhh", "gender"])
+    """Which of the packaged probes."""
+    hhh: list[str] = field(default_factory=list)
+    """Pairs in place of the packaged ones: comparisons, or BIG-bench's hhh_alignment/NAME/task.json."""
+    labelled: str | None = None
+    """Also dialogues whose first reply is labelled safe or unsafe: rows with dialogue and label."""
+    max_length: int = 1024
+    """Tokens a dialogue may have."""
