@@ -85,6 +85,8 @@ def documented(verb: str, kind: str) -> dict[str, bool]:
     text = METRICS.read_text(encoding="utf-8")
     section = re.search(rf"^## {verb}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
     assert section, f"docs/metrics.md has no section '{verb}'"
+    if same := re.search(r"^Numbers and log are those of `([a-z ]+)`", section[1].strip()):
+        return documented(same[1], kind)
     table = re.search(rf"^### {kind}\n(.*?)(?=^### |\Z)", section[1], re.M | re.S)
     rows = re.findall(r"^\| `([^`]+)` \|[^|]*\| (.*) \|$", table[1] if table else "", re.M)
     return {re.sub(r"\b[A-Z]{2,}\b", ".+", re.escape(name)): "*(only" not in about for name, about in rows}
@@ -435,6 +437,18 @@ def test_honesty_pik(call: Call, here: Path, models: Path):
     assert set(numbers) >= wanted and {"brier/a", "brier/b"} <= set(numbers)
 
 
+def test_pm_pretrain(call: Call, here: Path, models: Path):
+    (here / "c.jsonl").write_text(lines(comparisons(40)))
+    argv = ["pm", "pretrain", "--init", models / "lm", "--data", "c.jsonl", "--lm-learning-rate", "1e-2", "--json"]
+    code, out, err = call(*argv, "--batch-size", "8", *QUICK)
+    assert code == 0, err
+    run = Path(json.loads(out)["run"])
+    check_run(run, "pm pretrain")
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[1])["lr"] == pytest.approx(1e-3)
+    code, out, err = call("pm", "train", "--init", run, "--data", "c.jsonl", "--json", *QUICK)
+    assert code == 0, err
+
+
 def test_pm_ood(call: Call, here: Path, models: Path):
     argv = ["pm", "ood", models / "lm", "--inside", "helpful", "--outside", "red-team", "--limit", "40", "--json"]
     code, out, err = call(*argv, *QUICK)
@@ -513,6 +527,7 @@ DRY = {
     "data check": ["pairs.jsonl"],
     "data convert": ["pairs.jsonl", "out.parquet", "--to", "trl"],
     "data pairs": ["reddit", "dump.jsonl", "--target", "out.jsonl"],
+    "pm pretrain": ["--init", "LM", "--data", "pairs.jsonl"],
     "pm train": ["--init", "LM", "--data", "pairs.jsonl"],
     "pm eval": ["PM", "pairs.jsonl"],
     "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],

@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     "data check": Verb("truing.data.verbs:check", "DataCheck", "what is in a file and what is wrong with it"),
     "data convert": Verb("truing.data.verbs:convert", "DataConvert", "between formats"),
     "data pairs": Verb("truing.data.pmp:pairs", "DataPairs", "comparisons from dumps of the web, by votes and reverts"),
+    "pm pretrain": Verb("truing.train.pm_pretrain:pretrain_pm", "PMPretrain", "first on comparisons made of votes"),
     "pm train": Verb("truing.train.pm:train_pm", "PMTrain", "train a preference model on comparisons"),
     "pm eval": Verb("truing.measure.preference:pm_eval", "PMEval", "its accuracy and calibration on comparisons"),
     "rlhf finetune": Verb("truing.train.sft:train_lm", "Finetune", "a language model on texts or dialogues"),

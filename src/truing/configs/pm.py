@@ -47,6 +47,17 @@ class PMTrain(Common, Optim, Adapters):
 
 
 @dataclass(kw_only=True)
+class PMPretrain(PMTrain):
+    """Pretrain a preference model on comparisons made of votes (2204.05862 App A.2; Askell et al. 2021 §4)."""
+
+    binarised: bool = True
+    """Each reply is labelled good or bad by itself, −log σ(chosen) − log σ(−rejected), which transferred better;
+    --no-binarised ranks pairs, log(1 + exp(rejected − chosen))."""
+    lm_learning_rate: float | None = None
+    """Learning rate that the language model was pretrained with; --learning-rate is then 0.1 of it, as in the paper."""
+
+
+@dataclass(kw_only=True)
 class PMOOD(Common):
     """Out-of-distribution prompts from activations, by layer (2204.05862 §5.4)."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from truing.configs import PMTrain
+from truing.configs import PMPretrain, PMTrain
 from truing.data.files import write_rows
 from truing.models.compute import autocast
 from truing.models.heads import PreferenceModel
@@ -75,7 +75,8 @@ def train_pm(
     files = [] if comparisons is not None else [*config.data]
     files += [] if eval_comparisons is not None else [*config.eval_data]
     with processes(config.parallel) as group:
-        run = open_run(group, "pm train", config, data_files=files, data_hashes=hashes, slug=Path(config.init).name)
+        verb = "pm pretrain" if isinstance(config, PMPretrain) else "pm train"
+        run = open_run(group, verb, config, data_files=files, data_hashes=hashes, slug=Path(config.init).name)
         if group.same(run.done):
             return run
         for note in (*notes, f"{len(train_set):,} comparisons to train on, {len(held_out):,} held out: {config.init}."):
