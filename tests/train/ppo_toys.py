@@ -45,7 +45,7 @@ def config(out: Path | None = None, **options: Any) -> PPOTrain:
     """A small run: 4 prompts × 2 replies of at most 6 tokens."""
     small: dict[str, Any] = {"steps": 3, "prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 6}
     small |= {"learning_rate": 1e-3, "kl_coef": 0.1, "device": "cpu", "dtype": "float32", "threads": 1}
-    return PPOTrain(policy="toy", pm="toy", prompts=[], out=out, **small | options)
+    return PPOTrain(**{"policy": "toy", "pm": "toy", "prompts": [], "out": out} | small | options)
 
 
 def toy(pm: PreferenceModel | None = None, lm: LM | None = None, reward_fn: Any = None, **options: Any) -> PPO:
