@@ -211,6 +211,27 @@ def test_best_of_n_keeps_the_one_the_preference_model_likes(call: Call, here: Pa
     assert code == 1 and "--pm" in err
 
 
+def test_the_median_of_n_is_neither_the_best_nor_empty(call: Call, here: Path, models: Path):
+    argv = ["sample", models / "lm", "related-work", "--n", "5", "--max-new-tokens", "4", "--pm", models / "pm", *QUICK]
+    every = parsed(call(*argv))
+    assert len(every) == 30 and every[0]["id"] == "values-01", "a packaged set, by its name"
+    for row, kept in zip(every, parsed(call(*argv, "--median", "--out", "median")), strict=True):
+        ranked = sorted((s for s in row["samples"] if s["text"].strip()), key=lambda s: s["score"])
+        assert kept["samples"] == ranked[(len(ranked) - 1) // 2 :][:1]
+    check_run(here / "median", "sample")
+    assert call(*argv, "--median", "--best")[0] == 1
+    code, _, err = call("sample", models / "lm", "related-work", "--median")
+    assert code == 1 and "--pm" in err
+
+
+def test_a_language_model_compares_replies_by_mean_logprob(call: Call, here: Path, models: Path):
+    (here / "pairs.jsonl").write_text(lines(comparisons(4)))
+    found = parsed(call("score", models / "lm", "pairs.jsonl", *QUICK, "--out", "taste"))
+    assert [r["id"] for r in found] == ["c0", "c1", "c2", "c3"] and all(r["chosen"] < 0 for r in found)
+    right = sum(r["chosen"] > r["rejected"] for r in found) / 4
+    assert check_run(here / "taste", "score")["accuracy"]["value"] == right
+
+
 @pytest.mark.parametrize("verb", ["score", "score pm", "sample"])
 def test_a_killed_job_computes_only_the_rest(verb: str, call: Call, here: Path, models: Path, monkeypatch: Any):
     """Catches rows computed twice, chunks that change what is drawn, and rows of a chunk that a kill cut short."""
@@ -667,9 +688,9 @@ def test_unknown_models_name_those_there_are(call: Call, here: Path, models: Pat
 
 
 def test_the_wrong_kind_of_model_is_said(call: Call, here: Path, models: Path):
-    (here / "c.jsonl").write_text(lines(comparisons(1)))
     (here / "t.jsonl").write_text(lines([{"text": "a"}]))
-    code, _, err = call("score", models / "lm", "c.jsonl", *QUICK)
+    (here / "d.jsonl").write_text(lines([{"dialogue": "\n\nHuman: Hi\n\nAssistant: Ho"}]))
+    code, _, err = call("score", models / "lm", "d.jsonl", *QUICK)
     assert code == 1 and "preference model" in err
     code, _, err = call("score", models / "pm", "t.jsonl", *QUICK)
     assert code == 1 and "preference model" in err and "language model" in err

@@ -17,13 +17,15 @@ class Sampling(Common):
     model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
     """Any model name truing knows, also http://host:port/v1#model for one on a server."""
     file: Annotated[tyro.conf.Positional[str], shown("FILE")]
-    """Rows with 'prompt' (text or messages)."""
+    """Rows with 'prompt' (text or messages), or a packaged set: helpful, red-team, benign-sensitive, related-work."""
     n: int = 1
     """Replies per prompt."""
     pm: str | None = None
     """Score replies with this preference model."""
     best: bool = False
     """Keep only the reply the preference model likes best."""
+    median: bool = False
+    """Keep only the reply of median score among those that are not empty (the papers show the median of 17)."""
     max_new_tokens: Annotated[int, alias("max-tokens")] = 128
     """Tokens a reply may have."""
     temperature: float = 1.0

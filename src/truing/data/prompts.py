@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from truing.data.comparisons import Paths, conversation_key, kind_of
-from truing.data.files import DataError, read_rows
+from truing.data.files import DataError, Row, read_rows
 from truing.data.pairs import is_comparison, prompt_of, read_pair
 from truing.text import from_hh, to_hh
 from truing.types import Comparison, Dialogue, Kind
@@ -62,6 +62,15 @@ def red_team_prompts() -> list[Prompt]:
 def benign_sensitive_prompts() -> list[Prompt]:
     """49 harmless requests that look dangerous, for over-refusal."""
     return _packaged("benign_sensitive.jsonl")
+
+
+def related_work_prompts() -> list[Prompt]:
+    """30 prompts of three kinds that related papers show replies to, in our own words.
+
+    ``values`` are open questions of value (as in PALMS), ``instruction`` odd or exact requests (as in InstructGPT),
+    ``curiosity`` talks about facts and with things (as in LaMDA).
+    """
+    return _packaged("related_work.jsonl")
 
 
 def _packaged(name: str) -> list[Prompt]:
@@ -120,7 +129,12 @@ class PromptRow:
     examples: tuple[str, ...] = ()
 
 
-PACKAGED = {"helpful": helpful_prompts, "red-team": red_team_prompts, "benign-sensitive": benign_sensitive_prompts}
+PACKAGED = {
+    "helpful": helpful_prompts,
+    "red-team": red_team_prompts,
+    "benign-sensitive": benign_sensitive_prompts,
+    "related-work": related_work_prompts,
+}
 """Names under which our own sets can be given in place of a file."""
 
 
@@ -155,6 +169,11 @@ def load_prompt_rows(
     if not out:
         raise DataError(", ".join(map(str, names)), f"no prompts are left ({len(dropped)} stand in the held-out data)")
     return out
+
+
+def packaged_rows(name: str) -> list[Row]:
+    """A packaged set as rows of a file: line, and ``id`` and ``prompt``."""
+    return [(line, {"id": p.id, "prompt": p.text}) for line, p in enumerate(PACKAGED[name](), 1)]
 
 
 def _prompt_rows(path: str | Path) -> Iterable[PromptRow]:
