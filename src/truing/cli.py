@@ -54,6 +54,7 @@ VERBS: dict[str, Verb] = {
     "rlhf train": Verb("truing.train.ppo:train_ppo", "PPOTrain", "PPO against a preference model"),
     "rlhf frontier": Verb("truing.recipes.frontier:frontier", "Frontier", "reward against √KL, its bound, best of n"),
     "rlhf robustness": Verb("truing.recipes.robustness:robustness", "Robustness", "train-PMs against test-PMs"),
+    "rlhf tension": Verb("truing.recipes.tension:tension", "Tension", "helpful against harmless: mixes and weights"),
     "elo": Verb("truing.measure.elo:elo", "EloConfig", "Elo with intervals from comparisons"),
     "honesty choices": Verb("truing.measure.choices:choices", "Choices", "calibration on multiple choice"),
     "honesty ptrue": Verb("truing.measure.p_true:p_true", "PTrue", "does a model know which answers are true"),

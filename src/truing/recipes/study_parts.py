@@ -89,8 +89,12 @@ def ppo_config(config: Robustness | Tension, policy: str, pm: str, **options: An
 def prompts_of(comparisons: Sequence[Comparison], most: int | None = None) -> list[PromptRow]:
     """The distinct prompts of comparisons, in order, with their kinds; of many, ``most`` evenly spread ones."""
     rows: dict[str, PromptRow] = {}
+    taken = set[str]()
     for i, c in enumerate(comparisons, 1):
-        rows.setdefault(to_hh(c.prompt), PromptRow(c.prompt, c.id or str(i), i, c.source or "comparisons", kind=c.kind))
+        if (text := to_hh(c.prompt)) not in rows:
+            name = c.id if c.id and c.id not in taken else f"{c.id or c.kind}:{i}"
+            rows[text] = PromptRow(c.prompt, name, i, c.source or "comparisons", kind=c.kind)
+            taken.add(name)
     found = list(rows.values())
     if most is None or len(found) <= most:
         return found
