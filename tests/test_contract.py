@@ -400,7 +400,6 @@ def test_rlhf_distill_gives_the_numbers_of_the_contract(call: Call, here: Path, 
 
 
 def test_rlhf_prompts_gives_the_numbers_of_the_contract(call: Call, here: Path, models: Path):
-    (here / "harmless.jsonl").write_text(lines(comparisons(24, seed=2)))
     (here / "prompts.jsonl").write_text(lines([{"prompt": f"Is {i} even?"} for i in range(9)]))
     argv = ("--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4", "--calls-per-prompt", "2")
     assert call("rlhf", "prompts", models / "lm", *argv, "--out", "w", *QUICK)[0] == 0
@@ -560,7 +559,6 @@ DRY = {
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
     "rlhf frontier": ["policy", "--best-of", "2"],
     "rlhf robustness": ["--models", "LM", "--data", "pairs.jsonl", "--samples", "32"],
-    "rlhf tension": ["--models", "LM", "--data", "pairs.jsonl", "harmless.jsonl"],
     "elo": ["games.jsonl"],
     "eval": ["LM", "--tasks", "toy", "--include-path", "."],
     "honesty choices": ["LM", "choices.jsonl"],

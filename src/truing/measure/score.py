@@ -16,7 +16,10 @@ from truing import stats
 from truing.configs import Sampling, Scoring
 from truing.data.comparisons import prompt_of, read_pair
 from truing.data.files import DataError, Row, read_rows
+from truing.data.prompts import PACKAGED, packaged_rows
 from truing.measure.labels import in_chunks
+from truing.measure.picking import answer, count, sample_numbers, shown
+from truing.measure.reply_logprobs import is_language_model, pair_numbers, pair_rows, too_long
 from truing.measure.serving import equal_replies, open_in_run, server_notes
 from truing.models.compute import choose
 from truing.models.draw import check_settings
@@ -75,7 +78,8 @@ def score(config: Scoring) -> Run | dict[str, Any]:
 
     A language model gives rows ``{"id","logprob","num_tokens"}`` (``"boundary": true`` where a token spans the join
     of context and continuation, with ``logprob`` null if a server cannot tell it); a preference model
-    ``{"id","chosen","rejected"}`` or ``{"id","score"}``, centred on its stored reference mean unless ``raw``.
+    ``{"id","chosen","rejected"}`` or ``{"id","score"}``, centred on its stored reference mean unless ``raw``. Of
+    comparisons a language model gives the mean log-probability per token of both replies.
     """
     kind, rows = read_inputs(config.file, kind_of)
     items = [_item(kind, row, config.file, line) for line, row in rows]
@@ -145,10 +149,15 @@ Ways = tuple[Work, Numbers, Any]
 def _ways(
     config: Scoring, compute: Any, kind: str, items: Sequence[Any], lines: Sequence[int], run: Run | None = None
 ) -> Ways:
+    if kind == COMPARISON and is_language_model(config.model):
+        lm = LM.load(config.model, device=compute.device, dtype=compute.dtype)
+        _refuse_long(too_long(lm, items), config.file, lines)
+        return lambda some: pair_rows(lm, some), pair_numbers(items, config.seed), lm.engine
     if kind not in (TEXT, PAIR):
         return _with_pm(config, compute)
-    lm = open_in_run(run, config, compute) if run else LM.load(config.model, device=compute.device, dtype=compute.dtype)
-    return _with_lm(lm, config, items, lines)
+    any_lm = open_in_run(run, config, compute) if run else None
+    any_lm = any_lm or LM.load(config.model, device=compute.device, dtype=compute.dtype)
+    return _with_lm(any_lm, config, items, lines)
 
 
 def _expected_scoring(config: Scoring, kind: str, items: Sequence[Any], lines: Sequence[int]) -> list[str]:
@@ -229,19 +238,24 @@ def _with_pm(config: Scoring, compute: Any) -> Ways:
 def sample(config: Sampling) -> Run | dict[str, Any]:
     """Draw ``n`` replies to every prompt: rows ``{"id","samples":[{"text","logprob","finish","seed"}]}``.
 
-    With ``pm`` every sample carries its ``score``; with ``best`` only the best one of a row is kept.
-    Raises DataError for rows without a prompt that a human ends, ValueError for ``best`` without ``pm``.
+    With ``pm`` every sample carries its ``score``; with ``best`` or ``median`` one sample of a row is kept.
+    ``file`` may name a packaged set of prompts. Raises DataError for rows without a prompt that a human ends,
+    ValueError for ``best`` or ``median`` without ``pm``.
     """
-    if config.best and not config.pm:
-        raise ValueError("--best keeps the reply that a preference model likes best: name one with --pm.")
+    for picked in ("best", "median"):
+        if getattr(config, picked) and not config.pm:
+            raise ValueError(f"--{picked} keeps one reply by a preference model's scores: name one with --pm.")
+    if config.best and config.median:
+        raise ValueError("--best and --median keep one reply each: choose one of them.")
     settings = (config.n, config.max_new_tokens, config.temperature, config.top_p, config.top_k)
     check_settings(*settings, config.stop, config.stop_after, decode=str)
-    _, rows = read_inputs(config.file, lambda row, file, line: "prompt")
+    own = config.file in PACKAGED and not Path(config.file).exists()
+    rows = packaged_rows(config.file) if own else read_inputs(config.file, lambda row, file, line: "prompt")[1]
     prompts = [_prompt(row, config.file, line) for line, row in rows]
     if config.dry_run:
         return {"lines": _expected_sampling(config, prompts, [line for line, _ in rows])}
     slug = f"{Path(config.file).stem}-{Path(config.model).name}"
-    run = Run.open("sample", config, data_files=[config.file], slug=slug)
+    run = Run.open("sample", config, data_files=[] if own else [config.file], slug=slug)
     if run.done:
         return run
     drawn = in_chunks(
@@ -258,12 +272,12 @@ def sample(config: Sampling) -> Run | dict[str, Any]:
         run.stop({"rows": count(len(drawn))}, [*notes, *server_notes(run)])
         return run
     out = [
-        {"id": row.get("id", line), "samples": _answer(kept["samples"], config.best)}
+        {"id": row.get("id", line), "samples": answer(kept["samples"], config)}
         for (line, row), kept in zip(rows, drawn, strict=True)
     ]
     atomic_write(run.path / ROWS, as_lines(out))
-    run.write_samples([_shown(p, o["samples"][0]) for p, o in zip(prompts, out, strict=True)])
-    numbers, notes = _sample_numbers(drawn, out, config)
+    run.write_samples([shown(p, o["samples"]) for p, o in zip(prompts, out, strict=True)])
+    numbers, notes = sample_numbers(drawn, out, config)
     told = any(s["logprob"] is not None for row in drawn for s in row["samples"])
     if config.temperature:
         notes += equal_replies(run, ([s["text"] for s in row["samples"]] for row in drawn))
@@ -345,12 +359,6 @@ def _drawing(
     return draw
 
 
-def _answer(samples: Sequence[Mapping[str, Any]], best: bool) -> list[dict[str, Any]]:
-    """What a row of the answer holds: all samples, or the one of the highest score."""
-    kept = [max(samples, key=lambda s: s["score"])] if best else samples
-    return [{k: v for k, v in s.items() if k != "tokens"} for s in kept]
-
-
 def _prompt(row: Mapping[str, Any], file: object, line: int) -> Dialogue:
     if "prompt" not in row:
         problem = f"has no field 'prompt' (it has {', '.join(row) or 'none'}); expected text or messages."
@@ -364,36 +372,3 @@ def _prompt(row: Mapping[str, Any], file: object, line: int) -> Dialogue:
             file, "does not end in a human turn, so there is nothing to reply to", line=line, field="prompt"
         )
     return prompt
-
-
-def _shown(prompt: Dialogue, best: Mapping[str, Any]) -> dict[str, Any]:
-    return {"prompt": prompt.last.text, "reply": best["text"], "logprob": best["logprob"], "finish": best["finish"]}
-
-
-def _sample_numbers(
-    drawn: Sequence[Mapping[str, Any]], out: Sequence[Mapping[str, Any]], config: Sampling
-) -> tuple[dict[str, Any], list[str]]:
-    every = [(i, s) for i, row in enumerate(drawn) for s in row["samples"]]
-    rows = [i for i, _ in every]
-    numbers: dict[str, Any] = {"rows": count(len(drawn)), "samples": count(len(every))}
-    silent = sum(s["tokens"] is None for _, s in every)
-    notes = []
-    if silent:
-        notes.append(f"{silent} replies came without log-probabilities: theirs are null, and tokens are not counted.")
-    if cut := sum(s["finish"] == "filtered" for _, s in every):
-        notes.append(f"{cut} replies were cut or withheld by the server's content filter (finish: filtered).")
-    tokens = [(i, s["tokens"]) for i, s in every if not silent]
-    numbers["reply_tokens"] = stats.mean_interval(
-        [t for _, t in tokens], [i for i, _ in tokens], unit="tokens", seed=config.seed
-    )
-    finished = np.array([s["finish"] == "stop" for _, s in every])
-    numbers["eos_rate"] = stats.mean_interval(finished, rows, unit="share", seed=config.seed)
-    if config.pm:
-        kept = [(i, c["score"]) for i, row in enumerate(out) for c in row["samples"]]
-        numbers["pm_score"] = stats.mean_interval([k[1] for k in kept], [k[0] for k in kept], seed=config.seed)
-    return numbers, notes
-
-
-def count(n: int) -> dict[str, Any]:
-    """A count as a number of a summary: no interval is meant."""
-    return {"value": n, "low": None, "high": None, "n": n, "unit": ""}
