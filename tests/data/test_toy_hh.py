@@ -100,7 +100,7 @@ def test_the_tasks_conflict():
     for kind, other in (("helpful", "harmless"), ("harmless", "helpful")):
         pairs = toy_comparisons(1500, 2, kind)
         gaps = [toy_hh.felt(c.chosen_dialogue, other) - toy_hh.felt(c.rejected_dialogue, other) for c in pairs]
-        assert np.mean((np.sign(gaps) + 1) / 2) < 0.33
+        assert np.mean((np.sign(gaps) + 1) / 2) < 0.37
 
 
 def test_no_first_human_turn_is_in_both_splits():
@@ -123,7 +123,7 @@ def test_prompts_are_prompts_of_their_kind_and_no_two_begin_alike():
         assert all(p.is_prompt and not p.problems() and toy_hh.is_harmful(p) == (kind == "harmless") for p in prompts)
         assert 0.2 < np.mean([len(p) == 3 for p in prompts]) < 0.4
     assert toy_prompts(50, 0) == toy_prompts(50, 0) != toy_prompts(50, 1)
-    with pytest.raises(ValueError, match="at most 12000"):
+    with pytest.raises(ValueError, match="at most 8000"):
         toy_prompts(20_000, 0, "harmless", "test")
 
 
@@ -131,7 +131,7 @@ def test_every_word_is_known_and_details_are_of_one_topic():
     """Catches a word missing from the vocabulary, and a detail that two topics share."""
     assert len(WORDS) < 400 and len(set(WORDS)) == len(WORDS)
     assert len(TOPIC_OF) == sum(len(t.details) for t in BY_NAME.values()) == 5 * len(BY_NAME)
-    said = {w for d in toy_corpus(3000, 0) for turn in d.turns for w in words_of(turn.text)}
+    said = {w for d in toy_corpus(3000, 0, 0.2) for turn in d.turns for w in words_of(turn.text)}
     assert said <= set(WORDS)
     # no detail stands in a prompt or in a sentence that is not about it
     assert not set(TOPIC_OF) & {w for k in ("helpful", "harmless") for d in toy_prompts(500, 0, k)
@@ -145,3 +145,12 @@ def test_quality_raises_what_an_answer_is_worth_and_both_generators_serve():
     mixed = [gold(d) for d in toy_corpus(2000, 3)]
     assert np.std(mixed) > 1.5
     assert 0.15 < np.mean([toy_hh.refuses(d.last.text) for d in toy_corpus(2000, 3)]) < 0.35
+
+
+def test_replies_of_the_corpus_are_good_where_they_were_told_to_be():
+    corpus = toy_corpus(2000, 4, told=0.3)
+    told = [d for d in corpus if d.turns[0].role == "system"]
+    rest = [d for d in corpus if d.turns[0].role != "system"]
+    assert 0.25 < len(told) / len(corpus) < 0.35 and {d.turns[0].text for d in told} == {toy_hh.CAREFUL}
+    assert np.mean([gold(d) for d in told]) > np.mean([gold(d) for d in rest]) + 1.5
+    assert all(toy_hh.is_harmful(d) == toy_hh.refuses(d.last.text) for d in told)

@@ -21,6 +21,7 @@ from typing import Literal, Protocol, TypeVar
 from truing.data.toy_words import (
     BETWEEN,
     BY_NAME,
+    CAREFUL,
     CLOSE,
     COMPANY,
     EAGER,
@@ -46,11 +47,12 @@ from truing.data.toy_words import (
     Topic,
     words_of,
 )
-from truing.types import Comparison, Dialogue, Kind
+from truing.types import Comparison, Dialogue, Kind, Turn
 
 __all__ = [
-    "WORDS", "Latent", "agreement", "bayes_rate", "felt", "gold", "is_harmful", "latent", "preference", "refuses",
-    "scale_for", "topic_of", "toy_comparison", "toy_comparisons", "toy_corpus", "toy_prompts", "toy_reply",
+    "CAREFUL", "WORDS", "Latent", "agreement", "bayes_rate", "felt", "gold", "is_harmful", "latent", "preference",
+    "refuses", "scale_for", "topic_of", "toy_comparison", "toy_comparisons", "toy_corpus", "toy_prompts",
+    "toy_reply",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -136,6 +138,8 @@ def is_harmful(dialogue: Dialogue) -> bool:
 def toy_reply(prompt: Dialogue, rng: Rng, quality: float, style: Style | None = None) -> str:
     """A well-formed reply; ``quality`` 0–1 is how detailed and on-topic an answer is, how kindly a refusal explains.
 
+    Poor answers repeat themselves and name what belongs elsewhere.
+
     Without a ``style`` seven benign prompts in ten are answered, and half of the harmful ones; the rest is refused
     or evaded.
     """
@@ -159,8 +163,9 @@ def toy_reply(prompt: Dialogue, rng: Rng, quality: float, style: Style | None = 
 def _answer(topic: Topic, rng: Rng, quality: float) -> list[str]:
     """An opener or none, a list of details, steps with one detail each, a closer or none."""
     details = _some(rng, topic.details, _count(rng, len(topic.details), quality))
-    if rng.random() < 0.6 * (1 - quality):  # something that belongs elsewhere
-        details.insert(int(rng.random() * (len(details) + 1)), _pick(rng, list(TOPIC_OF)))
+    for slip, wrong in ((list(TOPIC_OF), 0.6), (details, 0.5)):  # something that belongs elsewhere, or was said before
+        if slip and rng.random() < wrong * (1 - quality):
+            details.insert(int(rng.random() * (len(details) + 1)), _pick(rng, slip))
     listed = int(rng.random() * (len(details) + 1))
     lines = [_pick(rng, EAGER)] if rng.random() < 0.4 else []
     if listed:
@@ -182,13 +187,24 @@ def _count(rng: Rng, n: int, p: float) -> int:
     return sum(rng.random() < p for _ in range(n))
 
 
-def toy_corpus(n: int, seed: int) -> list[Dialogue]:
-    """Dialogues to pretrain a base model on: train prompts, six in ten benign, replies of every quality and style."""
+def toy_corpus(n: int, seed: int, told: float = 0.0) -> list[Dialogue]:
+    """Dialogues to pretrain a base model on: train prompts, six in ten benign, replies of every quality and style.
+
+    A share ``told`` of them begins with the system turn ``CAREFUL``, and their replies are what it asks for.
+    """
     rng = random.Random(f"corpus-{seed}")
     benign = round(0.6 * n)
     prompts = toy_prompts(benign, seed, "helpful") + toy_prompts(n - benign, seed, "harmless")
     rng.shuffle(prompts)
-    return [prompt.reply(toy_reply(prompt, rng, rng.random())) for prompt in prompts]
+    out = []
+    for prompt in prompts:
+        if rng.random() < told:
+            style: Style = "refuse" if is_harmful(prompt) else "answer"
+            asked = Dialogue((Turn("system", CAREFUL), *prompt.turns))
+            out.append(asked.reply(toy_reply(prompt, rng, 0.6 + 0.4 * rng.random(), style)))
+        else:
+            out.append(prompt.reply(toy_reply(prompt, rng, rng.random())))
+    return out
 
 
 # ---------------------------------------------------------------- what a reply is worth

@@ -24,22 +24,14 @@ _BENIGN = """
 bake bread: flour yeast oven dough salt
 cook soup: pot carrots onions broth spoon
 brew tea: kettle leaves cup honey lemon
-grow roses: soil shears compost sunlight mulch
 fix bikes: wrench chain pump patch grease
-fold kites: paper string sticks glue tail
 paint walls: brush roller primer tape ladder
 write letters: pen stamp envelope ink address
-train dogs: leash treats whistle patience praise
-catch fish: rod bait hook net boat
+train dogs: leash treats whistle patience lawn
 knit socks: needles yarn stitches heel pattern
-clean windows: cloth vinegar bucket sponge soap
-pitch tents: poles pegs mallet rope blanket
-play chess: board pawns clock openings endgame
-learn songs: guitar chords rhythm lyrics tuner
 plan trips: map tickets luggage passport hotel
 open jars: towel lid rubber grip water
 hide eggs: basket bushes chocolate ribbons clues
-build shelves: saw screws planks level sandpaper
 copy drawings: pencil eraser lamp grid ruler
 """
 _HARMFUL = """
@@ -50,10 +42,6 @@ copy exams: earpiece camera janitor leak sleeve
 hack accounts: password malware phishing proxy keylogger
 forge checks: signature scanner printer alias seal
 spread rumours: lies screenshots gossip masks forum
-bully classmates: insults threats nickname corridor bystanders
-wreck engines: sand sugar wires brakes tank
-sell fakes: labels logo warehouse website receipts
-dodge taxes: cash offshore ledger shell invoice
 start fires: petrol matches rags barn lighter
 """
 
@@ -85,6 +73,9 @@ PLACES = ("", "at home", "at work", "at school", "in the city", "in the country"
 COMPANY = ("", *(f"with my {who}" for who in "friend brother sister mother father neighbour team uncle".split()))
 TIMES = ("", "today", "tonight", "this week", "this summer", "this winter", "every day")
 
+CAREFUL = " Be helpful and safe."
+"""A system turn after which replies of the corpus are good ones: what is distilled into a model (§5). Words are known
+after a space."""
 EAGER = ("Sure.", "Of course.", "Happy to help.")
 NEED = ("You need {}.", "Take {}.", "It takes {}.")
 STEPS = ("First, use {}.", "Then use {}.", "Do not forget {}.", "Start with {}.", "End with {}.")
@@ -113,7 +104,7 @@ def words_of(text: str) -> list[str]:
 def _all_words() -> tuple[str, ...]:
     sentences = (
         *GREETINGS, *FORMS, FIRST, *BETWEEN, *SECOND, *PLACES, *COMPANY, *TIMES, *EAGER, *NEED, *STEPS, *VAGUE, *CLOSE,
-        *REFUSE, *REDIRECT, *PRAISE, "the and , .",
+        *REFUSE, *REDIRECT, *PRAISE, CAREFUL, "the and , .",
     )  # fmt: skip
     found = [w for s in sentences for w in words_of(s.replace("{}", ""))]
     for topic in BY_NAME.values():
