@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from truing import cli
+from truing.data import sandbox
 from truing.measure import score as scoring
 from truing.models import family
 from truing.models.heads import PreferenceModel
@@ -478,6 +479,17 @@ def test_pm_ood(call: Call, here: Path, models: Path):
     assert {"auroc/exposed/10", "gain/exposed/1"} <= set(numbers)
 
 
+@pytest.mark.skipif(bool(sandbox.why_not()), reason=sandbox.why_not())
+def test_code(call: Call, here: Path, models: Path):
+    small = ["--limit", "4", "--samples", "2", "--ks", "1", "2", "5", "--temperatures", "0", "1", "--max-new-tokens", "4"]
+    code, out, err = call("code", models / "lm", "--before", models / "lm", *small, "--json", *QUICK)
+    assert code == 0, err
+    numbers = check_run(Path(json.loads(out)["run"]), "code")
+    assert {"pass@1", "pass@2/fixed/difference", "solved", "families_solved"} <= set(numbers)
+    assert numbers["pass@1/difference"]["value"] == 0 and "pass@5" not in numbers
+    assert {"grid.csv", "families.csv", "rows.jsonl"} <= {p.name for p in Path(json.loads(out)["run"]).iterdir()}
+
+
 # ---------------------------------------------------------------- the small ones
 
 
@@ -564,6 +576,7 @@ DRY = {
     "honesty choices": ["LM", "choices.jsonl"],
     "honesty ptrue": ["LM", "questions.jsonl"],
     "honesty pik": ["--init", "LM", "--data", "questions.jsonl"],
+    "code": ["LM", "--limit", "3", "--samples", "2"],
     "runs": ["."],
     "report": ["run"],
     "compare": ["run", "run"],

@@ -37,8 +37,8 @@ def passing(tries: list[tuple[str, str]]) -> list[str]:
 def test_solutions_of_all_easy_functions_pass_their_hidden_tests():
     """Row 24 of the paper's table: canonical solutions pass 100%."""
     tasks = easy_tasks()
-    assert passing([(t.task_id, program(t, t.canonical_solution)) for t in tasks]) == [t.task_id for t in tasks]
-    assert all(found.ok for found in run_many([program(t, t.canonical_solution) for t in tasks[::20]]))
+    assert passing([(t.task_id, program(t, t.solution)) for t in tasks]) == [t.task_id for t in tasks]
+    assert all(found.ok for found in run_many([program(t, t.solution) for t in tasks[::20]]))
 
 
 @here
@@ -48,14 +48,14 @@ def test_no_stub_passes_a_hidden_test():
     for task in easy_tasks():
         arguments = re.search(r"\((.*)\)", task.prompt)
         assert arguments
-        echoes = [f"    return {name}\n" for name in arguments[1].split(", ")]
+        echoes = [f"\n    return {name}" for name in arguments[1].split(", ")]
         tries += [(f"{task.task_id} {stub}", program(task, stub)) for stub in (*STUBS, *echoes)]
     assert passing(tries) == []
 
 
 def test_easy_functions_are_many_all_different_and_follow_from_the_seed():
     tasks = easy_tasks()
-    assert len(families()) >= 36 and len(tasks) >= 100
+    assert (len(families()), len(tasks)) == (54, 193), "as the docs say"
     assert len({task.task_id for task in tasks}) == len({task.prompt for task in tasks}) == len(tasks)
     assert tasks == easy_tasks() and [t.test for t in tasks] != [t.test for t in easy_tasks(seed=1)]
     assert all(task.cluster == task.task_id.split("/")[1] for task in tasks)
@@ -80,23 +80,23 @@ def test_the_hidden_test_is_hidden():
 
 
 def test_a_program_is_the_problem_the_completion_and_the_test():
-    text = program(TASK, "    return x + x")
+    text = program(TASK, "\n    return x + x")
     assert text.index("def double") < text.index("return x + x") < text.index("def check") < text.index("check(double)")
     exec(text, {})
     with pytest.raises(AssertionError):
-        exec(program(TASK, "    return 6"), {})
+        exec(program(TASK, "\n    return 6"), {})
 
 
 def test_an_unclosed_string_does_not_swallow_the_test():
     """Otherwise a completion that opens a docstring and breaks off would pass."""
     with pytest.raises(SyntaxError):
-        exec(program(TASK, '    """'), {})
+        exec(program(TASK, '\n    """'), {})
 
 
 def test_the_hhh_prompt_stands_before_the_problem_and_its_stops_with_it():
     alone, after = code_prompt(TASK), code_prompt(TASK, "hhh-short")
-    assert alone == TASK.prompt and stops() == [*STOPS]
-    assert after.endswith(TASK.prompt) and after.count(TASK.prompt) == 2, "asked by the human, begun by the assistant"
+    assert alone == TASK.prompt.rstrip("\n") and stops() == [*STOPS], "no newline for its token to be torn apart at"
+    assert after.endswith(alone) and after.count(alone) == 2, "asked by the human, begun by the assistant"
     assert "\n\nAssistant:" in after.rpartition("-----")[2] and "\n\nHuman:" in stops("hhh-short")
     assert len(code_prompt(TASK, "hhh")) > len(after) > 4000
     with pytest.raises(ValueError, match="context is 'polite'; expected none, hhh or hhh-short"):

@@ -9,6 +9,7 @@ from truing.configs.common import Optim as Optim
 from truing.configs.common import alias as alias
 from truing.configs.common import shown as shown
 from truing.configs.measure import Choices as Choices
+from truing.configs.measure import Code as Code
 from truing.configs.measure import EloConfig as EloConfig
 from truing.configs.measure import Eval as Eval
 from truing.configs.measure import PIKTrain as PIKTrain

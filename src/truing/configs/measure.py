@@ -100,3 +100,33 @@ class Eval(Common):
     """A folder with more tasks (YAML files)."""
     apply_chat_template: bool = False
     """Ask through the model's chat template."""
+
+
+@dataclass(kw_only=True)
+class Code(Common):
+    """pass@k of Python functions that a model writes, run in a sandbox (2204.05862 §5.3, App B.8)."""
+
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
+    """Language model."""
+    before: str | None = None
+    """Another model to compare with, problem by problem, on the same grid of settings."""
+    problems: str | None = None
+    """Rows {"task_id","prompt","entry_point","test"} as HumanEval's; default: our 193 generated easy functions."""
+    limit: int | None = None
+    """Only so many problems, spread over all."""
+    samples: int = 20
+    """Completions of each problem at each setting; at temperature 0, where all are alike, one."""
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10, 25, 50, 75, 100])
+    """Numbers of tries; those above --samples are left out."""
+    temperatures: list[float] = field(default_factory=lambda: [0.0, 0.4, 0.6, 0.8, 1.0])
+    """Temperatures of the grid; the best of its settings is taken for each model and k."""
+    top_ps: Annotated[list[float], alias("top-p")] = field(default_factory=lambda: [0.95, 1.0])
+    """Top-p of the grid."""
+    fixed: tuple[float, float] | None = None
+    """Temperature and top-p reported for all models and k alike; default: the setting nearest to 0.8 and 0.95."""
+    context: Literal["none", "hhh", "hhh-short"] = "none"
+    """What stands before each problem: nothing, or the HHH prompt and a request, which the paper found to help."""
+    max_new_tokens: int = 256
+    """Tokens a completion may have."""
+    cpu_seconds: float = 3.0
+    """CPU time one program may take (five times as long by the clock)."""

@@ -18,12 +18,12 @@ from truing.data.prompts import hhh_prompt
 Context = Literal["none", "hhh", "hhh-short"]
 STOPS = ("\ndef", "\nclass", "\nif", "\nprint", "\n#")
 """Where the function that is asked for is over: at the next thing that begins a line."""
-STUBS = ("    pass\n", "    return None\n", "    return 0\n", "    return True\n", "    return ''\n", "    return []\n")
+STUBS = tuple(f"\n    {line}" for line in ("pass", "return None", "return 0", "return True", "return ''", "return []"))
 """Answers that no test may let through."""
 ASKED = (
     "\n\nHuman: Could you finish this Python function for me? Its signature and its docstring are there, but the body "
-    "is still to be written:\n\n{prompt}    # to be written\n\nAssistant: Certainly. This is the whole function, with "
-    "its body:\n\n{prompt}"
+    "is still to be written:\n\n{prompt}\n    # to be written\n\nAssistant: Certainly. This is the whole function, "
+    "with its body:\n\n{prompt}"
 )
 
 
@@ -31,9 +31,9 @@ ASKED = (
 class CodeTask:
     """One problem. ``test`` defines ``check(candidate)``; problems of one ``family`` are variants of each other.
 
-    >>> task = CodeTask("t", "def one():\\n", "one", "    return 1\\n", "def check(c):\\n    assert c() == 1\\n")
-    >>> program(task, "    return 1").endswith("check(one)\\n")
-    True
+    >>> task = CodeTask("t", "def one():\\n", "one", "    return 1\\n", "def check(c): assert c() == 1")
+    >>> program(task, task.solution)
+    'def one():\\n    return 1\\n\\n\\ndef check(c): assert c() == 1\\n\\ncheck(one)\\n'
     """
 
     task_id: str
@@ -48,23 +48,30 @@ class CodeTask:
         """What is resampled together: the family, or the problem itself."""
         return self.family or self.task_id
 
+    @property
+    def solution(self) -> str:
+        """The canonical solution as a completion of `code_prompt`, which leaves out the last newline."""
+        return f"\n{self.canonical_solution}"
+
 
 def program(task: CodeTask, completion: str) -> str:
-    """What is run to see whether a completion is right."""
-    return f"{task.prompt}{completion}\n\n{task.test}\n\ncheck({task.entry_point})\n"
+    """What is run to see whether a completion of `code_prompt` is right."""
+    return f"{task.prompt.rstrip()}{completion}\n\n{task.test}\n\ncheck({task.entry_point})\n"
 
 
 def code_prompt(task: CodeTask, context: Context = "none") -> str:
     """What a model goes on from: the problem alone, or after the HHH prompt, as an assistant's answer begun.
 
+    It ends in the last quotes of the docstring: in most tokenizers a newline and the indent after it are one token, and
+    a prompt that ends in the newline leaves models without it (SmolLM2 then solves 0% in place of half).
     The paper found that its HHH prompt helps a code model about as much as RLHF (§5.3, App B.8); words are ours.
     Raises ValueError for another context.
     """
     if context not in ("none", "hhh", "hhh-short"):
         raise ValueError(f"context is {context!r}; expected none, hhh or hhh-short.")
     if context == "none":
-        return task.prompt
-    return hhh_prompt(short=context == "hhh-short") + ASKED.format(prompt=task.prompt)
+        return task.prompt.rstrip()
+    return hhh_prompt(short=context == "hhh-short") + ASKED.format(prompt=task.prompt.rstrip())
 
 
 def stops(context: Context = "none") -> list[str]:
