@@ -428,6 +428,17 @@ def test_the_same_command_returns_the_finished_run_at_once(call: Call, pipeline:
 # ---------------------------------------------------------------- honesty
 
 
+def test_writers(call: Call, here: Path):
+    rows = [{"prompt": i // 2, "ranking": ["hh", "writer", "helpful"][:: 1 - 2 * (i % 3 > 1)]} for i in range(12)]
+    (here / "r.jsonl").write_text(lines([row | {"worker": f"w{i % 4}"} for i, row in enumerate(rows)]))
+    assert call("writers", "r.jsonl", "--out", "w")[0] == 0
+    numbers = check_run(here / "w", "writers")
+    assert numbers["win_rate/hh/writer"]["value"] == numbers["first/hh"]["value"] == pytest.approx(8 / 12)
+    assert {p.name for p in (here / "w" / "figures").glob("*.svg")} == {"win_rates.svg", "band.svg", "elo.svg"}
+    code, _, err = call("writers", "r.jsonl", "--reference", "nobody")
+    assert code == 1 and "hh, writer, helpful" in err
+
+
 def test_honesty_choices(call: Call, here: Path, models: Path):
     rows = [{"question": f"{i} + 1?", "choices": [str(i + 1), str(i), "x"], "answer": i % 3} for i in range(8)]
     (here / "q.jsonl").write_text(lines(rows))
@@ -572,6 +583,7 @@ DRY = {
     "rlhf frontier": ["policy", "--best-of", "2"],
     "rlhf robustness": ["--models", "LM", "--data", "pairs.jsonl", "--samples", "32"],
     "elo": ["games.jsonl"],
+    "writers": ["rankings.jsonl"],
     "eval": ["LM", "--tasks", "toy", "--include-path", "."],
     "honesty choices": ["LM", "choices.jsonl"],
     "honesty ptrue": ["LM", "questions.jsonl"],
@@ -614,6 +626,7 @@ def data_of(verb: str, here: Path) -> None:
     """Files that the arguments in DRY name."""
     (here / "pairs.jsonl").write_text(lines([{"text": "a"}] if verb == "score" else comparisons(24)))
     (here / "prompts.jsonl").write_text(lines([{"prompt": f"Is {i} even?"} for i in range(9)]))
+    (here / "rankings.jsonl").write_text(lines([{"prompt": 1, "ranking": ["hh", "writer"]}]))
     (here / "games.jsonl").write_text(lines([{"a": "x", "b": "y", "winner": "a", "conversation": 1}]))
     questions = [{"question": f"{i} + 1?", "answers": [str(i + 1)], "id": f"q{i}"} for i in range(30)]
     (here / "questions.jsonl").write_text(lines(questions))

@@ -56,6 +56,7 @@ VERBS: dict[str, Verb] = {
     "rlhf robustness": Verb("truing.recipes.robustness:robustness", "Robustness", "train-PMs against test-PMs"),
     "rlhf tension": Verb("truing.recipes.tension:tension", "Tension", "helpful against harmless: mixes and weights"),
     "elo": Verb("truing.measure.elo:elo", "EloConfig", "Elo with intervals from comparisons"),
+    "writers": Verb("truing.measure.writers:writers", "Writers", "models against human writers, from rankings"),
     "honesty choices": Verb("truing.measure.choices:choices", "Choices", "calibration on multiple choice"),
     "honesty ptrue": Verb("truing.measure.p_true:p_true", "PTrue", "does a model know which answers are true"),
     "honesty pik": Verb("truing.measure.p_ik:p_ik", "PIKTrain", "does a model know what it knows"),

@@ -14,6 +14,7 @@ from truing.configs.measure import EloConfig as EloConfig
 from truing.configs.measure import Eval as Eval
 from truing.configs.measure import PIKTrain as PIKTrain
 from truing.configs.measure import PTrue as PTrue
+from truing.configs.measure import Writers as Writers
 from truing.configs.pm import PMOOD as PMOOD
 from truing.configs.pm import PMEval as PMEval
 from truing.configs.pm import PMProbe as PMProbe

@@ -21,6 +21,16 @@ class EloConfig(Common):
 
 
 @dataclass(kw_only=True)
+class Writers(Common):
+    """How often models' replies are preferred to human writers' (2204.05862 §6.1)."""
+
+    file: Annotated[tyro.conf.Positional[str], shown("FILE")]
+    """Rows {"prompt","ranking":[best, …, worst][,"worker"]}, or {"prompt","a","b","winner"[,"worker"]}."""
+    reference: str = "writer"
+    """Arm that the others are compared with."""
+
+
+@dataclass(kw_only=True)
 class Choices(Common):
     """Calibration on multiple choice (2207.05221 §3)."""
 

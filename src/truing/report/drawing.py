@@ -14,6 +14,7 @@ from truing.report import figures
 from truing.report.drawing_code import code_figures
 from truing.report.drawing_pm import preference_figures
 from truing.report.drawing_prompts import prompt_figures
+from truing.report.drawing_writers import writer_figures
 from truing.runs.atomic import read_rows
 
 MOST_CURVES = 12
@@ -25,7 +26,7 @@ FIRST = ("loss", "accuracy", "eval_loss", "eval_accuracy", "score", "eval_score"
 def draw(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """Draw what the files in a run folder call for into ``figures/``: dicts of file, caption and alt text."""
     found = [_reliability(folder, path) for path in sorted(folder.glob("*reliability*.csv"))]
-    return [f for f in [_ladder(folder, summary), *code_figures(folder, summary), *found, *preference_figures(folder, summary), *prompt_figures(folder, summary), _layers(folder), _curves(folder)] if f]
+    return [f for f in [_ladder(folder, summary), *code_figures(folder, summary), *found, *preference_figures(folder, summary), *prompt_figures(folder, summary), *writer_figures(folder, summary), _layers(folder), _curves(folder)] if f]
 
 
 def _ladder(folder: Path, summary: Mapping[str, Any]) -> dict[str, str] | None:
