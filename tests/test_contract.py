@@ -585,6 +585,7 @@ DRY = {
     "elo": ["games.jsonl"],
     "writers": ["rankings.jsonl"],
     "eval": ["LM", "--tasks", "toy", "--include-path", "."],
+    "bias": ["LM", "--samples", "1", "--max-new-tokens", "3"],
     "honesty choices": ["LM", "choices.jsonl"],
     "honesty ptrue": ["LM", "questions.jsonl"],
     "honesty pik": ["--init", "LM", "--data", "questions.jsonl"],

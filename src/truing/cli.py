@@ -61,6 +61,7 @@ VERBS: dict[str, Verb] = {
     "honesty ptrue": Verb("truing.measure.p_true:p_true", "PTrue", "does a model know which answers are true"),
     "honesty pik": Verb("truing.measure.p_ik:p_ik", "PIKTrain", "does a model know what it knows"),
     "eval": Verb("truing.measure.harness:evaluate", "Eval", "tasks of lm-eval; two models: what changed"),
+    "bias": Verb("truing.measure.bias:bias", "Bias", "gender, race, religion: what a model does with them"),
     "code": Verb("truing.measure.code:code", "Code", "pass@k of functions that a model writes, run in a sandbox"),
     "runs": Verb("truing.report.machine:runs", "Runs", "what runs there are"),
     "report": Verb("truing.report.compare:report", "ReportConfig", "rebuild pages; one page for several runs"),

@@ -16,7 +16,7 @@ import pytest
 from test_contract import check_run
 from truing import cli
 from truing.configs import Eval
-from truing.measure import harness, harness_numbers
+from truing.measure import harness, harness_numbers, harness_tax
 from truing.measure.harness_lm import harness_class
 from truing.models.engine import Engine
 from truing.models.family import byte_tokenizer, new_model
@@ -394,3 +394,64 @@ def test_which_models_are_meant() -> None:
     ):
         with pytest.raises(ValueError, match="Name one model, or two"):
             models(**wrong)
+
+
+# ---------------------------------------------------------------- zero- and few-shot together, and means of tasks
+
+
+@pytest.mark.usefixtures("needs_lm_eval")
+def test_several_numbers_of_examples_are_one_run_each_as_if_alone(call: Call, here: Path) -> None:
+    tasks = ["--before", "a", "--after", "b", "--tasks", "toy_choice", "toy_say", "--limit", "9"]
+    code, out, err = call(*tasks, "--num-fewshot", "0", "3", "--json", "--out", "both")
+    assert code == 0, err
+    numbers = check_run(here / "both", "eval")
+    alone = json.loads(call(*tasks, "--num-fewshot", "3", "--json")[1])["numbers"]
+    alone = {f"{n}/3-shot" if n.count("/") == 1 else _before_mark(n, "3"): v for n, v in alone.items()}
+    assert {n: v for n, v in numbers.items() if "/3-shot" in n} == alone
+    assert {n.replace("/3-shot", "/0-shot") for n in alone} | alone.keys() == numbers.keys()
+    samples = [json.loads(line) for line in (here / "both" / "samples.jsonl").read_text().splitlines()]
+    assert {(s["shots"], s["prompt"].count("Answer:")) for s in samples} == {(0, 1), (3, 4)}
+    mean = numbers["accuracy/mean/3-shot/difference"]
+    parts = [numbers[f"{m}/3-shot/difference"]["value"] for m in ("acc/toy_choice", "exact_match/toy_say")]
+    assert mean["value"] == pytest.approx(np.mean(parts)) and mean["n"] == 18
+    table = (here / "both" / "before_after.csv").read_text().splitlines()
+    assert table[0] == "task,metric,shots,before,after,difference,low,high,n" and len(table) == 1 + 2 * (3 + 1)
+    rows = [json.loads(line) for line in (here / "both" / "rows.jsonl").read_text().splitlines()]
+    assert sorted({row["shots"] for row in rows}) == [0, 3] and len(rows) == 36
+    assert not list((here / "both").glob("answers-*"))
+    assert "tax.svg" in {p.name for p in (here / "both" / "figures").iterdir()}
+
+
+def _before_mark(name: str, shots: str) -> str:
+    head, _, mark = name.rpartition("/")
+    return f"{head}/{shots}-shot/{mark}"
+
+
+def test_means_of_tasks_resample_within_tasks() -> None:
+    rng = np.random.default_rng(0)
+    columns = [rng.random(400) < p for p in (0.1, 0.9)]
+    made = {
+        f"acc/t{i}": harness_numbers._as_metric(float(c.mean()), c.astype(float).tolist(), None)
+        for i, c in enumerate(columns)
+    }
+    found = harness_tax.task_means([{0: made, 5: made}], ["t0", "t1"])["accuracy/mean/0-shot"]
+    error = 0.5 * np.sqrt(sum(c.var() / len(c) for c in columns))
+    assert found.value == pytest.approx(np.mean([c.mean() for c in columns])) and found.n == 800
+    assert (found.high or 0) - (found.low or 0) == pytest.approx(2 * 1.96 * error, rel=0.1), "tasks are not drawn, too"
+    assert harness_tax.task_means([{None: made}], ["t0", "t1"]) == {}
+    assert harness_tax.task_means([{0: made, 5: made}], ["t0"]) == {}
+
+
+def test_a_share_of_a_gap_is_one_where_the_model_needs_no_examples() -> None:
+    """Catches a ratio turned round, or taken to the wrong model's few-shot score."""
+    rng = np.random.default_rng(1)
+    without, shown = (rng.random(2000) < 0.2).astype(float), (rng.random(2000) < 0.6).astype(float)
+    now = np.where(rng.random(2000) < 0.4, shown, without)
+    found = harness_tax.gap_closed(without, now, shown, 0)
+    exact = (now.mean() - without.mean()) / (shown.mean() - without.mean())
+    assert found.value == pytest.approx(exact) and 0.3 < exact < 0.5
+    assert 0.3 < (found.low or 0) < exact < (found.high or 0) < 0.5
+    assert harness_tax.gap_closed(without, shown, shown, 0).value == 1
+    assert harness_tax.gap_closed(without, without, shown, 0).value == 0
+    lost = harness_tax.gap_closed(shown, now, without, 0)
+    assert lost.value is None and "no gap to close" in lost.note

@@ -8,6 +8,7 @@ from truing.configs.common import Common as Common
 from truing.configs.common import Optim as Optim
 from truing.configs.common import alias as alias
 from truing.configs.common import shown as shown
+from truing.configs.measure import Bias as Bias
 from truing.configs.measure import Choices as Choices
 from truing.configs.measure import Code as Code
 from truing.configs.measure import EloConfig as EloConfig

@@ -102,8 +102,8 @@ class Eval(Common):
     """The model to compare with."""
     after: str | None = None
     """The model that is compared with --before; the same as naming it without a flag."""
-    num_fewshot: int | None = None
-    """Solved examples shown first; default: each task's own number."""
+    num_fewshot: list[int] = field(default_factory=list)
+    """Solved examples shown first; several numbers (0 5) ask everything with each; default: each task's own."""
     limit: int | None = None
     """Only the first questions of each task."""
     include_path: str | None = None
@@ -140,3 +140,25 @@ class Code(Common):
     """Tokens a completion may have."""
     cpu_seconds: float = 3.0
     """CPU time one program may take (five times as long by the clock)."""
+
+
+@dataclass(kw_only=True)
+class Bias(Common):
+    """Gendered occupations, sentiment by group and ambiguous questions (2204.05862 §4.6.2, App B.10)."""
+
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
+    """Language model."""
+    before: str | None = None
+    """The model to compare with, such as the one that RLHF began with."""
+    parts: list[Literal["gender", "sentiment", "questions"]] = field(
+        default_factory=lambda: ["gender", "sentiment", "questions"]
+    )
+    """Which of the three probes."""
+    sentiment: str = "vader"
+    """Scorer of texts: vader, or a Hugging Face classifier's folder or name."""
+    samples: int = 4
+    """Ways in which each sentence is finished."""
+    max_new_tokens: int = 24
+    """Tokens that the end of a sentence may have."""
+    questions: str | None = None
+    """Ambiguous questions in BBQ's format (JSONL); default: the packaged set."""

@@ -7,6 +7,7 @@ resample questions, and differences of two models are taken question by question
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -18,7 +19,9 @@ from typing import Any
 from truing.configs import Eval
 from truing.data.files import write_rows
 from truing.measure.harness_lm import Keep, Rows, Work, harness_class, what_is_missing
-from truing.measure.harness_numbers import before_after, measured, numbers_of, question_rows, shown_samples, task_table
+from truing.measure.harness_numbers import measured, numbers_of, question_rows, shown_samples, task_table
+from truing.measure.harness_paper import is_paper_task, paper_task
+from truing.measure.harness_tax import gaps_closed, named, task_means, tax_table
 from truing.measure.labels import expected_tokens, in_chunks
 from truing.models.compute import choose
 from truing.models.lm import LM
@@ -29,7 +32,7 @@ from truing.train.cost import Cost, reading, replying, timed
 FEWSHOT_SEED = 1234
 """lm-eval's own seed of few-shot examples; --seed is added, so that 0 gives the prompts of published numbers."""
 KEPT = "answers-{}-{}.jsonl"
-"""Answers to the requests of one kind, by model; gone when the run is done."""
+"""Answers to the requests of one kind, by model and number of examples; gone when the run is done."""
 CHUNK = {"generate_until": 128}
 SCORED = 512
 """Requests between two savings: replies above, log-probabilities here."""
@@ -42,18 +45,20 @@ class OutOfTime(Exception):
 def evaluate(config: Eval) -> Run | dict[str, Any]:
     """The verb ``eval``: numbers ``METRIC/TASK``, with two models also ``/before`` and ``/difference``; rows.
 
-    The same call again resumes it. With ``dry_run`` returns what would be asked. Raises ValueError where lm-eval is
-    missing, for tasks it does not know or cannot load, and for options that mean nothing.
+    With several numbers of examples every name goes on with ``/K-shot``. The same call again resumes it. With
+    ``dry_run`` returns what would be asked. Raises ValueError where lm-eval is missing, for tasks it does not know or
+    cannot load, and for options that mean nothing.
     """
     names = models_of(config)
-    if config.limit is not None and config.limit < 1:
-        raise ValueError(f"--limit is {config.limit}; expected at least 1 question of each task.")
-    if config.num_fewshot is not None and config.num_fewshot < 0:
-        raise ValueError(f"--num-fewshot is {config.num_fewshot}; expected 0 or more examples.")
-    built, tasks = load_tasks(config.tasks, config.include_path)
-    notes = _set_shots(tasks, config.num_fewshot)
+    shots = _shots(config)
+    built, tasks = load_tasks(config.tasks, config.include_path, config.apply_chat_template)
+    fixed = [name for name, task in tasks.items() if task.get_config("num_fewshot") == 0]
+    _set_shots(tasks, fixed, max(shots, key=lambda k: k or 0))
+    for task in tasks.values():
+        if hasattr(task, "check"):
+            task.check()
     if config.dry_run:
-        return {"lines": _expected(config, names, built, tasks)}
+        return {"lines": _expected(config, names, built, tasks, fixed)}
     _check_models(names, config.apply_chat_template)
     run = Run.open(
         "eval",
@@ -66,26 +71,51 @@ def evaluate(config: Eval) -> Run | dict[str, Any]:
     try:
         compute = run.compute(config)
         results = [
-            _ask(config, compute, name, built, lambda _, place=place: _keeper(run, place, config.max_time))  # type: ignore[misc]
-            for place, name in enumerate(names)
+            _ask(config, compute, name, built, tasks, fixed, _keeper(run, i, config)) for i, name in enumerate(names)
         ]
     except OutOfTime as stopped:
         run.stop({}, [f"{stopped} The same command goes on."])
         return run
-    found = [measured(result, tasks, built) for result in results]
-    numbers = numbers_of(found, config.seed)
+    _finish(run, config, names, built, tasks, results, _refused(fixed, shots))
+    return run
+
+
+def _finish(
+    run: Run,
+    config: Eval,
+    names: Sequence[str],
+    built: Sequence[Any],
+    tasks: Mapping[str, Any],
+    results: Sequence[Mapping[int | None, Any]],
+    notes: list[str],
+) -> None:
+    """Numbers, tables, rows and samples of all results, by model and number of examples."""
+    shots = list(results[0])
+    marks = [(k, {"shots": k} if len(shots) > 1 else {}) for k in shots]
+    found = [{k: measured(result, tasks, built) for k, result in by.items()} for by in results]
+    numbers = numbers_of([named(by) for by in found], config.seed)
+    numbers |= task_means(found, list(tasks), config.seed) | gaps_closed(found, list(tasks), config.seed)
     if len(found) == 2:
-        write_rows(run.path / "before_after.csv", before_after(found[0], numbers))
+        write_rows(run.path / "before_after.csv", tax_table(numbers, len(shots) > 1))
         notes.append(f"before is {names[0]}; the others are {names[1]}; difference is the second − the first.")
-    write_rows(run.path / "tasks.csv", task_table(results[-1], tasks))
-    write_rows(run.path / "rows.jsonl", question_rows(results[-1]))
-    run.write_samples(shown_samples(results))
+    last = results[-1]
+    write_rows(run.path / "tasks.csv", [row for k in shots for row in task_table(last[k], tasks)])
+    write_rows(run.path / "rows.jsonl", [r | extra for k, extra in marks for r in question_rows(last[k])])
+    run.write_samples([r | extra for k, extra in marks for r in shown_samples([by[k] for by in results])])
     if config.limit is not None:
         notes.append(f"Only the first {config.limit} questions of each task were asked.")
     run.finish(numbers, [f"Prompts and grading by lm-eval {importlib.metadata.version('lm_eval')}.", *notes])
     for kept in run.path.glob(KEPT.format("*", "*")):
         kept.unlink()
-    return run
+
+
+def _shots(config: Eval) -> list[int | None]:
+    """The numbers of examples asked with; [None] leaves every task its own. Raises ValueError, also on --limit."""
+    if config.limit is not None and config.limit < 1:
+        raise ValueError(f"--limit is {config.limit}; expected at least 1 question of each task.")
+    if any(k < 0 for k in config.num_fewshot):
+        raise ValueError(f"--num-fewshot is {min(config.num_fewshot)}; expected 0 or more examples.")
+    return list(dict.fromkeys(config.num_fewshot)) or [None]
 
 
 def models_of(config: Eval) -> list[str]:
@@ -104,11 +134,14 @@ def _check_models(names: Sequence[str], chat: bool) -> None:
             raise ValueError(f"The tokenizer of {name!r} has no chat template; leave --apply-chat-template out.")
 
 
-def load_tasks(names: Sequence[str], include_path: str | None = None) -> tuple[list[Any], dict[str, Any]]:
+def load_tasks(
+    names: Sequence[str], include_path: str | None = None, chat: bool = False
+) -> tuple[list[Any], dict[str, Any]]:
     """lm-eval's tasks and groups of these names (commas and * allowed), and all single tasks by name.
 
-    Raises ValueError for a name that lm-eval does not know, with the nearest ones, and for a task that cannot be
-    loaded or would run code that a model wrote.
+    A name such as ``paper_arc:FILE`` is a task of ours over a local file (`truing.measure.harness_paper`); ``chat``
+    prepares it for a chat template. Raises ValueError for a name that lm-eval does not know, with the nearest ones,
+    and for a task that cannot be loaded or would run code that a model wrote.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -117,11 +150,15 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> tuple[l
     wanted = [name.strip() for given in names for name in given.split(",") if name.strip()]
     if include_path is not None and not Path(include_path).is_dir():
         raise ValueError(f"--include-path is {include_path}; expected a folder with task files (YAML).")
+    ours = [paper_task(name, chat) for name in wanted if is_paper_task(name)]
+    wanted = [name for name in wanted if not is_paper_task(name)]
     # reading lm-eval's own thousands of task files takes a while, so the user's folder is looked at first
     manager = TaskManager(include_path=include_path, include_defaults=False)
     if not all(_matches(manager, name) for name in wanted):
         manager = TaskManager(include_path=include_path)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {task.config.task: task for task in ours}
+    if len(found) < len(ours):
+        raise ValueError("--tasks names two files of one format and one name; rename one of them.")
     for name in wanted:
         specs = _matches(manager, name)
         if not specs:
@@ -137,7 +174,8 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> tuple[l
         s.name for g in groups for s in g.get_all_groups()
     }
     built = [thing for name, thing in found.items() if name not in inside]
-    tasks: dict[str, Any] = manager.load(built)["tasks"]
+    theirs: dict[str, Any] = manager.load([t for t in built if t not in ours])["tasks"] if wanted else {}
+    tasks = {task.config.task: task for task in ours} | theirs
     for name, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False):
             raise ValueError(f"The task {name} runs code that the model writes, which truing does only in a sandbox.")
@@ -160,26 +198,33 @@ def _load(manager: Any, spec: str) -> dict[str, Any]:
     return {**loaded["groups"], **loaded["tasks"]}
 
 
-def _set_shots(tasks: Mapping[str, Any], shots: int | None) -> list[str]:
-    """Set the number of examples as lm-eval does, so that a dry run counts them; notes on tasks that refuse it."""
-    fixed = [name for name, task in tasks.items() if task.get_config("num_fewshot") == 0]
+def _set_shots(tasks: Mapping[str, Any], fixed: Sequence[str], shots: int | None) -> None:
+    """Set the number of examples as lm-eval does, so that a dry run counts them; ``fixed`` are tasks that refuse it."""
     for name, task in tasks.items():
         if shots is not None and name not in fixed:
             task.set_config(key="num_fewshot", value=shots)
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
-    if not shots or not fixed:
+
+
+def _refused(fixed: Sequence[str], shots: Sequence[int | None]) -> list[str]:
+    if not fixed or not any(shots):
         return []
     return [f"Asked without examples whatever --num-fewshot says, because the task fixes it: {', '.join(fixed)}."]
 
 
-def _expected(config: Eval, names: Sequence[str], built: Sequence[Any], tasks: Mapping[str, Any]) -> list[str]:
+def _expected(
+    config: Eval, names: Sequence[str], built: Sequence[Any], tasks: Mapping[str, Any], fixed: Sequence[str]
+) -> list[str]:
     """What it would take: requests and tokens counted, time and memory measured on a part of each kind."""
-    lines = [_counted(name, task, config.limit) for name, task in tasks.items()]
+    lines = []
+    for k in _shots(config):
+        _set_shots(tasks, fixed, k)
+        lines += [_counted(name, task, config.limit) for name, task in tasks.items()]
     _check_models(names, config.apply_chat_template)
     compute, cost, measuring = choose(config.device, config.dtype, config.threads), Cost(), Cost()
 
-    def keep(lm: LM) -> Keep:
+    def keep(lm: LM, shots: int | None) -> Keep:
         engine = lm.engine
 
         def answer(kind: str, items: Sequence[Any], work: Work) -> Rows:
@@ -198,7 +243,7 @@ def _expected(config: Eval, names: Sequence[str], built: Sequence[Any], tasks: M
         return answer
 
     for name in names:
-        _, whole = timed(lambda name=name: _ask(config, compute, name, built, keep))  # type: ignore[misc]
+        _, whole = timed(lambda name=name: _ask(config, compute, name, built, tasks, fixed, keep))  # type: ignore[misc]
         cost += whole
     return [*lines, *(cost + measuring * -1).lines(compute)]
 
@@ -208,7 +253,11 @@ def _counted(name: str, task: Any, limit: int | None) -> str:
     task.build_all_requests(limit=limit)
     texts = ["".join(a for a in request.args if isinstance(a, str)) for request in task.instances]
     questions = len({request.doc_id for request in task.instances})
-    return f"{name}: {questions:,} questions, {len(texts):,} requests, about {expected_tokens(texts):,} tokens to read."
+    shown = f" after {k} examples" if (k := task.get_config("num_fewshot")) else ""
+    return (
+        f"{name}: {questions:,} questions{shown}, {len(texts):,} requests, about {expected_tokens(texts):,} tokens to "
+        "read."
+    )
 
 
 def content_hash(task: Any, limit: int | None = None) -> str:
@@ -219,33 +268,46 @@ def content_hash(task: Any, limit: int | None = None) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _ask(config: Eval, compute: Any, name: str, built: Sequence[Any], keep: Callable[[LM], Keep]) -> dict[str, Any]:
-    """lm-eval's results for one model, whose requests are answered and kept by what ``keep`` makes for it."""
+def _ask(
+    config: Eval,
+    compute: Any,
+    name: str,
+    built: Sequence[Any],
+    tasks: Mapping[str, Any],
+    fixed: Sequence[str],
+    keep: Callable[[LM, int | None], Keep],
+) -> dict[int | None, Any]:
+    """lm-eval's results for one model by number of examples, its requests answered and kept by what ``keep`` makes."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     lm = LM.load(name, device=compute.device, dtype=compute.dtype)
-    model = harness_class()(lm, seed=config.seed, keep=keep(lm))
-    return simple_evaluate(
-        model,
-        tasks=list(built),
-        task_manager=TaskManager(include_defaults=False),  # the tasks are loaded: it need not look for any
-        num_fewshot=config.num_fewshot,
-        limit=config.limit,
-        bootstrap_iters=0,
-        apply_chat_template=config.apply_chat_template,
-        fewshot_random_seed=FEWSHOT_SEED + config.seed,
-    )
+    found = {}
+    for shots in _shots(config):
+        _set_shots(tasks, fixed, shots)
+        found[shots] = simple_evaluate(
+            harness_class()(lm, seed=config.seed, keep=keep(lm, shots)),
+            tasks=list(built),
+            task_manager=TaskManager(include_defaults=False),  # the tasks are loaded: it need not look for any
+            limit=config.limit,
+            bootstrap_iters=0,
+            apply_chat_template=config.apply_chat_template,
+            fewshot_random_seed=FEWSHOT_SEED + config.seed,
+        )
+    return found
 
 
-def _keeper(run: Run, place: int, max_time: float | None) -> Keep:
-    def keep(kind: str, items: Sequence[Any], work: Work) -> Rows:
+def _keeper(run: Run, place: int, config: Eval) -> Callable[[LM, int | None], Keep]:
+    several = len(_shots(config)) > 1
+
+    def keep(kind: str, items: Sequence[Any], work: Work, shots: int | None) -> Rows:
         words = "Replies" if kind == "generate_until" else "Requests"
-        label = f"{words} of model {place + 1}" if place else words
+        label = (f"{words} of model {place + 1}" if place else words) + (f", {shots} examples" if several else "")
         size = CHUNK.get(kind, SCORED)
-        rows = in_chunks(run, KEPT.format(kind, place + 1), items, work, label=label, max_time=max_time, size=size)
+        file = KEPT.format(kind, f"{place + 1}-{shots}" if several else place + 1)
+        rows = in_chunks(run, file, items, work, label=label, max_time=config.max_time, size=size)
         if len(rows) < len(items):
             raise OutOfTime(f"Stopped after {len(rows)} of {len(items)} requests ({kind}, model {place + 1}).")
         return rows
 
-    return keep
+    return lambda _, shots: functools.partial(keep, shots=shots)

@@ -48,6 +48,18 @@ class Drawing(NamedTuple):
     seed: int
 
 
+class Nats(float):
+    """A log-probability in nats that knows of how many tokens it is."""
+
+    tokens: int
+
+    def __new__(cls, value: float, tokens: int) -> Nats:
+        """``value`` over ``tokens`` tokens."""
+        self = super().__new__(cls, value)
+        self.tokens = tokens
+        return self
+
+
 def at_once(kind: str, items: Sequence[Any], work: Work) -> Rows:
     """All items in one piece, kept nowhere."""
     return work(items, 0)
@@ -130,7 +142,9 @@ class EngineLM:
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, Ids, Ids]], **_: Any) -> Any:
         """(log-probability in nats, is every token the likeliest) of each (texts, context ids, continuation ids)."""
-        return self._scored("loglikelihood", [(context, continuation) for _, context, continuation in requests])
+        found = self._scored("loglikelihood", [(context, continuation) for _, context, continuation in requests])
+        sizes = (len(continuation) for _, _, continuation in requests)
+        return [(Nats(logprob, size), best) for (logprob, best), size in zip(found, sizes, strict=True)]
 
     def _scored(self, kind: str, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
         window, items = self.max_length, list[Scoring]()

@@ -6,7 +6,7 @@ Knows the form of lm-eval's results; imports nothing of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,18 +125,6 @@ def numbers_of(found: Sequence[Mapping[str, Metric]], seed: int = 0) -> dict[str
             numbers[f"{name}/before"] = found[0][name].interval(seed)
             numbers[f"{name}/difference"] = metric.minus(found[0][name], seed)
     return numbers
-
-
-def before_after(names: Iterable[str], numbers: Mapping[str, Interval]) -> list[dict[str, Any]]:
-    """The table of the alignment tax: each number of both models, and the paired difference with its interval."""
-    table = []
-    for name in (n for n in names if f"{n}/difference" in numbers):
-        metric, _, task = name.partition("/")
-        values = {"before": numbers[f"{name}/before"].value, "after": numbers[name].value}
-        gap = numbers[f"{name}/difference"].as_dict()
-        ends = {k: gap[k] for k in ("low", "high", "n")}
-        table.append({"task": task, "metric": metric, **values, "difference": gap["value"], **ends})
-    return table
 
 
 # ---------------------------------------------------------------- what else the run keeps

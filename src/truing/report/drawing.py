@@ -12,8 +12,10 @@ from typing import Any
 
 from truing.report import figures
 from truing.report.drawing_code import code_figures
+from truing.report.drawing_eval import bias_figures, eval_figures
 from truing.report.drawing_pm import preference_figures
 from truing.report.drawing_prompts import prompt_figures
+from truing.report.drawing_rlhf import score_histograms
 from truing.report.drawing_writers import writer_figures
 from truing.runs.atomic import read_rows
 
@@ -22,11 +24,23 @@ NOT_DRAWN = ("step", "samples", "seconds", "epoch", "reference_hash", "optimizer
 FIRST = ("loss", "accuracy", "eval_loss", "eval_accuracy", "score", "eval_score", "eval_score_gain", "reward", "kl",
          "eval_kl", "entropy", "reply_tokens", "eos_rate", "value_explained_variance", "grad_norm", "lr")  # fmt: skip
 
+DRAWERS = (
+    code_figures,
+    eval_figures,
+    bias_figures,
+    preference_figures,
+    prompt_figures,
+    writer_figures,
+    score_histograms,
+)
+"""Each draws for some verbs and gives [] for others."""
+
 
 def draw(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """Draw what the files in a run folder call for into ``figures/``: dicts of file, caption and alt text."""
     found = [_reliability(folder, path) for path in sorted(folder.glob("*reliability*.csv"))]
-    return [f for f in [_ladder(folder, summary), *code_figures(folder, summary), *found, *preference_figures(folder, summary), *prompt_figures(folder, summary), *writer_figures(folder, summary), _layers(folder), _curves(folder)] if f]
+    more = [f for each in DRAWERS for f in each(folder, summary)]
+    return [f for f in [_ladder(folder, summary), *found, *more, _layers(folder), _curves(folder)] if f]
 
 
 def _ladder(folder: Path, summary: Mapping[str, Any]) -> dict[str, str] | None:
