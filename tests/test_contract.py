@@ -579,6 +579,7 @@ DRY = {
     "rlhf prompts": ["LM", "--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4"],
     "pm ood": ["LM", "--inside", "prompts.jsonl", "--outside", "red-team", "--exposed", "1"],
     "pm probe": ["PM"],
+    "pm scaling": ["--sizes", "5K", "--pairs", "8", "--max-length", "128"],
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
     "rlhf frontier": ["policy", "--best-of", "2"],
     "rlhf robustness": ["--models", "LM", "--data", "pairs.jsonl", "--samples", "32"],

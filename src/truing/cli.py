@@ -51,6 +51,7 @@ VERBS: dict[str, Verb] = {
     "rlhf prompts": Verb("truing.measure.model_prompts:write_prompts", "WritePrompts", "prompts that a model writes"),
     "pm ood": Verb("truing.measure.ood:ood", "PMOOD", "are prompts of another kind seen from activations, by layer"),
     "pm probe": Verb("truing.recipes.pm_probe:pm_probe", "PMProbe", "HHH pairs, the gender probe, labelled replies"),
+    "pm scaling": Verb("truing.recipes.pm_scaling:pm_scaling", "PMScaling", "sizes by amounts of data, and the fit"),
     "rlhf train": Verb("truing.train.ppo:train_ppo", "PPOTrain", "PPO against a preference model"),
     "rlhf frontier": Verb("truing.recipes.frontier:frontier", "Frontier", "reward against √KL, its bound, best of n"),
     "rlhf robustness": Verb("truing.recipes.robustness:robustness", "Robustness", "train-PMs against test-PMs"),

@@ -20,6 +20,7 @@ from truing.configs.pm import PMOOD as PMOOD
 from truing.configs.pm import PMEval as PMEval
 from truing.configs.pm import PMProbe as PMProbe
 from truing.configs.pm import PMPretrain as PMPretrain
+from truing.configs.pm import PMScaling as PMScaling
 from truing.configs.pm import PMTrain as PMTrain
 from truing.configs.rlhf import Finetune as Finetune
 from truing.configs.rlhf import Distill as Distill

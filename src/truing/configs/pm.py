@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from truing.configs.common import Adapters, Common, Optim, alias, shown
+from truing.configs.studies import StudyPM
 
 
 @dataclass(kw_only=True)
@@ -55,6 +56,18 @@ class PMPretrain(PMTrain):
     --no-binarised ranks pairs, log(1 + exp(rejected − chosen))."""
     lm_learning_rate: float | None = None
     """Learning rate that the language model was pretrained with; --learning-rate is then 0.1 of it, as in the paper."""
+
+
+@dataclass(kw_only=True)
+class PMMixing(Common, StudyPM):
+    """Dialogues and summaries in one preference model: what mixing costs either (2204.05862 §5.2)."""
+
+    init: Annotated[str, alias("model", "model-name-or-path")]
+    """Model to start from."""
+    hh: list[str]
+    """Comparisons of dialogue replies."""
+    tldr: list[str]
+    """Comparisons of summaries: summarize-from-feedback's rows, or any known format."""
 
 
 @dataclass(kw_only=True)
@@ -111,3 +124,31 @@ class PMProbe(Common):
     """Also dialogues whose first reply is labelled safe or unsafe: rows with dialogue and label."""
     max_length: int = 1024
     """Tokens a dialogue may have."""
+
+
+@dataclass(kw_only=True)
+class PMScaling(Common):
+    """Preference models of several sizes on several amounts of data, and the log-linear fit (2204.05862 App A.3)."""
+
+    data: Annotated[list[str], alias("train-file")] = field(default_factory=list)
+    """Comparisons; without it those of the packaged toy world."""
+    eval_data: list[str] = field(default_factory=list)
+    """Held-out comparisons; without it a fifth of the conversations of --data."""
+    sizes: list[str] = field(default_factory=lambda: ["5K", "20K", "100K"])
+    """Sizes made from scratch, such as 100K or 1M (parameters outside embeddings), or models by name."""
+    pairs: list[int] = field(default_factory=lambda: [75, 150, 300, 600])
+    """Amounts of data; smaller ones are parts of larger ones."""
+    kind: Literal["helpful", "harmless", "both"] = "helpful"
+    """Comparisons that are used; the paper's fit is of helpful ones."""
+    epochs: int = 1
+    """Passes over the data."""
+    batch_size: int = 8
+    """Pairs per optimiser step."""
+    learning_rate: Annotated[float, alias("lr")] = 3e-3
+    """Peak learning rate, of all sizes; small models from scratch want a high one."""
+    frozen_layers: int = 0
+    """Lower layers that stay frozen (of named models)."""
+    max_length: int = 512
+    """Tokens a dialogue may have."""
+    workers: int = 1
+    """Cells trained at once, in processes of their own."""
