@@ -54,7 +54,7 @@ class Examples:
     def of(self, call: int) -> list[PromptRow]:
         """The examples of a call: a kind drawn as often as it comes, then as many of that kind as are shown."""
         random = np.random.default_rng([self.seed, 5, call])
-        kind = self.rows[random.integers(len(self.rows))].kind
+        kind = self.rows[int(random.integers(len(self.rows)))].kind
         same = [row for row in self.rows if row.kind == kind]
         return [same[i] for i in random.permutation(len(same))[: self.shots]]
 

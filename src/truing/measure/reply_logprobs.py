@@ -37,7 +37,9 @@ def reply_ids(lm: LM, dialogue: Dialogue) -> tuple[list[int], int]:
 def too_long(lm: LM, pairs: Sequence[Sequence[Dialogue]]) -> tuple[int, str] | None:
     """The place of the first pair that the model's window has no room for, and its size in words; None if all fit."""
     window = getattr(lm.engine.config, "max_position_embeddings", None)
-    for i, pair in enumerate(pairs if window is not None else ()):
+    if window is None:
+        return None
+    for i, pair in enumerate(pairs):
         size = max(len(reply_ids(lm, dialogue)[0]) for dialogue in pair)
         if size > window:
             return i, f"{size} tokens; the model reads at most {window}"

@@ -31,8 +31,8 @@ def writer_figures(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, s
         number = {k: float(row[name]) if row[name] else None for k, name in NAMES.items()}
         series.setdefault(row["arm"], []).append((float(row["rankings"]), number))
     if any(len(points) > 1 for points in series.values()):
-        axes = {"xlabel": "rankings so far", "ylabel": "win rate over the reference"}
-        drawn = figures.lines(series, **axes, reference=0.5, percent=True)
+        over = "win rate over the reference"
+        drawn = figures.lines(series, xlabel="rankings so far", ylabel=over, reference=0.5, percent=True)
         add("band", drawn, "Win rate after the first rankings, with its 95% band: does it still move, is it sure?")
     ratings = {k.removeprefix("elo/"): v for k, v in numbers.items() if k.startswith("elo/")}
     add("elo", figures.elo_ladder(ratings), "Elo of the same rankings, every pair a game; intervals resample prompts.")
