@@ -216,16 +216,16 @@ def prompt_numbers(kept: Sequence[dict[str, Any]], calls: int, sieve: Sieve, see
     numbers: dict[str, Any] = {"prompts": _count(n, "prompts"), "calls": _count(calls, "calls")}
     numbers["kept"] = stats.share(n, used)
     numbers |= {f"left_out/{why.replace(' ', '_')}": stats.share(sieve.left_out[why], used) for why in LEFT_OUT}
-    numbers["exact_duplicates"] = _count(n - len(set(keys)), "prompts")
-    numbers["overlap"] = _count(sum(key in sieve.held_keys for key in keys), "prompts")
+    numbers["exact_duplicates"] = _count(n - len(set(keys)), "prompts", n)
+    numbers["overlap"] = _count(sum(key in sieve.held_keys for key in keys), "prompts", n)
     lengths = [len(row["prompt"].split()) for row in kept]
     numbers["words"] = stats.mean_interval(lengths, unit="words", seed=seed)
     numbers["likeness"] = stats.mean_interval([row["likeness"] for row in kept], unit="share of trigrams", seed=seed)
     return numbers
 
 
-def _count(n: int, unit: str) -> Interval:
-    return Interval(n, None, None, n, unit)
+def _count(count: int, unit: str, of: int | None = None) -> Interval:
+    return Interval(count, None, None, count if of is None else of, unit)
 
 
 def _check(config: WritePrompts) -> None:
