@@ -482,6 +482,17 @@ def test_pm_pretrain(call: Call, here: Path, models: Path):
     assert code == 0, err
 
 
+def test_pm_mixing(call: Call, here: Path, models: Path):
+    (here / "hh.jsonl").write_text(lines(comparisons(24)))
+    posts = [{"info": {"id": f"t3_{i}", "post": f"Post {i}.", "title": "T", "subreddit": "s"}} for i in range(24)]
+    told = [{"text": " short", "policy": "a"}, {"text": " long and long", "policy": "b"}]
+    (here / "tldr.json").write_text(lines([{**post, "summaries": told, "choice": 0, "worker": "w"} for post in posts]))
+    argv = ["pm", "mixing", "--init", models / "lm", "--hh", "hh.jsonl", "--tldr", "tldr.json", "--json"]
+    code, out, err = call(*argv, "--eval-share", "0.25", *QUICK)
+    assert code == 0, err
+    check_run(Path(json.loads(out)["run"]), "pm mixing")
+
+
 def test_pm_ood(call: Call, here: Path, models: Path):
     argv = ["pm", "ood", models / "lm", "--inside", "helpful", "--outside", "red-team", "--limit", "40", "--json"]
     code, out, err = call(*argv, *QUICK)
@@ -577,6 +588,7 @@ DRY = {
     "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],
     "rlhf distill": ["--init", "LM", "--data", "pairs.jsonl", "--prompt", "games.jsonl", "--max-length", "64"],
     "rlhf prompts": ["LM", "--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4"],
+    "pm mixing": ["--init", "LM", "--hh", "pairs.jsonl", "--tldr", "pairs.jsonl"],
     "pm ood": ["LM", "--inside", "prompts.jsonl", "--outside", "red-team", "--exposed", "1"],
     "pm probe": ["PM"],
     "pm scaling": ["--sizes", "5K", "--pairs", "8", "--max-length", "128"],

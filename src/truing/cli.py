@@ -49,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "rlhf finetune": Verb("truing.train.sft:train_lm", "Finetune", "a language model on texts or dialogues"),
     "rlhf distill": Verb("truing.train.distill:distill", "Distill", "teach a model to speak as it does after a prompt"),
     "rlhf prompts": Verb("truing.measure.model_prompts:write_prompts", "WritePrompts", "prompts that a model writes"),
+    "pm mixing": Verb("truing.recipes.mixing:tldr_mixing", "PMMixing", "dialogues and summaries in one model"),
     "pm ood": Verb("truing.measure.ood:ood", "PMOOD", "are prompts of another kind seen from activations, by layer"),
     "pm probe": Verb("truing.recipes.pm_probe:pm_probe", "PMProbe", "HHH pairs, the gender probe, labelled replies"),
     "pm scaling": Verb("truing.recipes.pm_scaling:pm_scaling", "PMScaling", "sizes by amounts of data, and the fit"),

@@ -15,8 +15,14 @@ from truing.data.files import DataError, read_rows
 from truing.data.pairs import format_of_row, read_pair
 from truing.data.prompts import row_to_prompt
 from truing.data.questions import row_to_question
+from truing.data.tldr import from_tldr, is_tldr
 
-_TEXT = {"hh": "HH two-column text", "trl": "TRL conversations", "truing": "a prompt and two replies"}
+_TEXT = {
+    "hh": "HH two-column text",
+    "trl": "TRL conversations",
+    "truing": "a prompt and two replies",
+    "summaries": "two summaries and a choice",
+}
 _COUNTS = ("unequal_prompts", "empty_replies", "identical_pairs", "bad_turns", "duplicates", "usable")
 
 
@@ -62,7 +68,7 @@ class CheckReport:
 
 def kind_of_row(row: Mapping[str, Any]) -> str:
     """What a row is by its fields; empty if it is nothing we know."""
-    if "chosen" in row or "rejected" in row:
+    if "chosen" in row or "rejected" in row or is_tldr(row):
         return "comparisons"
     kinds = {
         "games": ("a", "b", "winner"),
@@ -99,7 +105,8 @@ def check_file(name: str | Path, *, strict: bool = False) -> CheckReport:
     for line, row in read_rows(name, malformed):
         if not kind:
             kind = _first_kind(name, line, row)
-            report.format = f"{kind} ({_TEXT[format_of_row(row)]})" if kind == "comparisons" else kind
+            form = "summaries" if is_tldr(row) else format_of_row(row)
+            report.format = f"{kind} ({_TEXT[form]})" if kind == "comparisons" else kind
         counts["rows"] += 1
         try:
             found = _PROBLEMS.get(kind, _texts)(row, name, line, tally)
@@ -166,6 +173,7 @@ Found = list[tuple[str, str]]
 
 
 def _comparison(row: Mapping[str, Any], name: object, line: int, tally: _Tally) -> Found:
+    row = from_tldr(row, name, line)
     pair = read_pair(row, name, line)
     found: Found = []
     if pair.unequal:

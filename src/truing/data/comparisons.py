@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from truing.data.files import DataError, read_rows
 from truing.data.pairs import Pair, Side, read_pair
 from truing.data.pairs import prompt_of as prompt_of
+from truing.data.tldr import from_tldr
 from truing.text import to_hh
 from truing.types import Comparison, Dialogue, Kind
 
@@ -42,6 +43,7 @@ def row_to_comparison(row: Mapping[str, Any], where: str = "row") -> Comparison:
 
     Raises DataError on fields that cannot be understood, unequal prompts and identical replies.
     """
+    row = from_tldr(row, where)
     pair = read_pair(row, where)
     if pair.unequal:
         raise DataError(where, "the columns differ before the last reply, so they answer different prompts")
@@ -134,6 +136,7 @@ def read_comparisons(
         for line, row in read_rows(path, drop if on_problem == "drop" else None):
             counts["rows"] += 1
             try:
+                row = from_tldr(row, path, line)
                 pair = read_pair(row, path, line)
                 identical = pair.identical and not keep_identical
                 reason = "unequal_prompts" if pair.unequal else "identical_pairs" if identical else ""

@@ -14,11 +14,12 @@ from truing.data.comparisons import Target, comparison_to_row, read_comparisons
 from truing.data.files import DataError, is_hub_name, read_rows, write_rows
 from truing.data.prompts import load_prompt_rows
 from truing.data.questions import load_questions, question_to_row
+from truing.data.tldr import FIELDS
 from truing.types import Comparison
 
 _SHOWN = 20
 _READ = {
-    "comparisons": {"prompt", *(f.name for f in fields(Comparison))}
+    "comparisons": {"prompt", *FIELDS, *(f.name for f in fields(Comparison))}
     - {"id"},  # `_lost` names those that hh and trl lack
     "prompts": {"prompt"},
     "questions": {"answer", "answers", "answerKey", "label", "choices", "subject"},
