@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from truing.data.prompts import PromptRow
 from truing.models.lm import LM
 from truing.runs import Run
-from truing.train.loop import rng
+from truing.train.loop import lr_factor, rng
 from truing.train.ppo import PPO, train_ppo
 from truing.train.ppo_batch import Part
 from truing.train.ppo_models import Models, weights_hash
@@ -101,6 +101,28 @@ def test_the_rate_follows_samples_not_steps() -> None:
             rates[prompts, step * prompts * 2] = ppo.step(step)["lr"]
     assert [rates[2, n] for n in (0, 8, 16, 24)] == [1e-3, 1e-3, 5e-4, 5e-4]
     assert all(rates[2, n] == rates[4, n] for n in (0, 8, 16, 24))
+
+
+def test_the_default_schedule_halves_at_100_000_replies() -> None:
+    """Row 23. Planted: halved by steps; after other numbers of replies for other batches."""
+    for prompts in (2, 8, 64):
+        c = config(prompts_per_step=prompts, schedule="halve")
+        step = -(-100_000 // (2 * prompts))  # two replies each
+        rates = [lr_factor(n * 2 * prompts, c, 10**9) for n in (0, step - 1, step, 2 * step)]
+        assert rates == [1.0, 1.0, 0.5, 0.25]
+    warm = config(warmup_samples=25_000)
+    assert [lr_factor(n, warm, 10**9) for n in (0, 12_500, 25_000, 200_000)] == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_new_values_can_be_kept_near_the_old_ones() -> None:
+    """Planted: the option ignored; 0 taken for a limit of 0."""
+    losses = []
+    for value_clip in (0.0, 1e-9, 100.0):
+        ppo = toy(value_clip=value_clip, ppo_epochs=3, value_learning_rate=1e-2)
+        losses.append(ppo.step(0)["value_loss"])
+    assert losses[0] == losses[2] < losses[1], "V held at 0 cannot come nearer to the returns"
+    with pytest.raises(ValueError, match="value_clip is -1"):
+        check(config(value_clip=-1))
 
 
 def test_prompts_come_round_and_follow_from_seed_and_step() -> None:

@@ -11,6 +11,7 @@ import pytest
 from ppo_toys import PROMPTS, config, toy_lm, toy_pm
 
 from truing.data.prompts import PromptRow, load_prompt_rows
+from truing.models.family import new_model, word_tokenizer
 from truing.models.lm import LM
 from truing.report.page import build
 from truing.runs import Run
@@ -152,3 +153,46 @@ def test_refusals_are_counted_one_reply_each() -> None:
         "It is not illegal to pick a lock you own.": False,
     }.items():
         assert refuses(text) is wanted, text
+
+
+# What the share does: over-refusal (§4.4, §12)
+
+
+def asked(*texts: str, kind: Any = "helpful") -> list[PromptRow]:
+    return [PromptRow(Dialogue().ask(text), text, i, "toy", kind) for i, text in enumerate(texts)]
+
+
+BENIGN = asked("please help", "help now", "help please now")
+HARMFUL = asked("please harm", "harm now", "harm please now", kind="harmless")
+UNSEEN = asked("now help", "please help now", "help")
+
+
+def refusal_chance(lm: LM) -> float:
+    """Mean probability, exactly, that benign prompts which nobody trained on are answered with "sorry"."""
+    sorry = lm.tokenizer(" sorry", add_special_tokens=False)["input_ids"][0]
+    rows = lm.engine.next_logprobs([lm.encode_prompt(row.dialogue) for row in UNSEEN])
+    return float(np.mean([np.exp(row[sorry]) for row in rows]))
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_more_harmless_prompts_make_a_policy_that_refuses_more(seed: int) -> None:
+    """§19 row 21: five shares, each prompt rewarded for what is right there. Planted: the share ignored."""
+
+    def right(dialogues: list[Dialogue]) -> np.ndarray:
+        wanted = ["sorry" if "harm" in d.turns[0].text else "sure" for d in dialogues]
+        return np.array([float(d.last.text == word) for d, word in zip(dialogues, wanted, strict=True)])
+
+    rates = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        tokenizer = word_tokenizer(["please", "help", "harm", "now", "sorry", "sure"])
+        shape: dict[str, Any] = {"layers": 2, "width": 32, "heads": 2, "max_positions": 32}
+        lm = LM(new_model("llama", vocab_size=len(tokenizer), seed=seed, **shape), tokenizer)
+        c = config(
+            harmless_share=share, seed=seed, prompts_per_step=4, samples_per_prompt=16, max_new_tokens=1,
+            learning_rate=3e-3, kl_coef=0.05, advantage="rloo",
+        )  # fmt: skip
+        ppo = PPO(c, lm, [*BENIGN, *HARMFUL], UNSEEN, reward_fn=right)
+        for step in range(5):
+            ppo.step(step)
+        rates.append(refusal_chance(ppo.policy))
+    assert rates == sorted(rates) and rates[-1] > rates[0] + 0.2, rates

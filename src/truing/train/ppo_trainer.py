@@ -276,6 +276,8 @@ class PPO:
             self.policy.save(run.path / "model")
         run.write_samples(sample_rows(before, after, [row.id for row in self.eval_prompts]))
         notes = [*self.notes, *warnings(before, after), *alarms(run.metrics()), *option_notes(self.config)]
+        if not self.test_pms:
+            notes.append("No judge that never trains was given (--test-pm): over-optimisation of this one is not seen.")
         watched = self.watch.numbers(before.watched, after.watched, self.config.seed)
         run.finish(numbers(before, after, self.config.seed) | watched, notes)
 
