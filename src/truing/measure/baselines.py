@@ -55,6 +55,7 @@ def baseline_numbers(gaps: np.ndarray, comparisons: Sequence[Comparison], *, see
     every = np.arange(len(comparisons))
     judged = {name: (every, correctness(g)) for name, g in (("longer", longer), ("shorter", -longer))}
     judged["chance"] = (every, np.full(len(every), 0.5))
+    none = Interval(None, None, None, 0, "share")
     try:
         found = bag_of_words_gaps(comparisons, seed=seed)
         rows, words = (np.concatenate(parts) for parts in zip(*found, strict=True))

@@ -67,9 +67,12 @@ def scaling_fit(
         cells = rng.integers(0, len(p), len(p))
         if found := numbers(cells, sums[some].sum(0) / sizes[some].sum()):
             drawn.append(found)
+    known = len(drawn) > n_boot / 2
     out = {}
     for i, (name, unit) in enumerate(names.items()):
-        low, high = np.quantile([x[i] for x in drawn], [0.025, 0.975]) if len(drawn) > n_boot / 2 else (None, None)
-        bounds = (None, None) if low is None else (min(low, value[i]), max(high, value[i]))
-        out[name] = Interval(value[i], *bounds, len(p), unit)
+        if not known:
+            out[name] = Interval(value[i], None, None, len(p), unit, "undefined in most resamples: no interval")
+            continue
+        low, high = np.quantile([x[i] for x in drawn], [0.025, 0.975]).tolist()
+        out[name] = Interval(value[i], min(low, value[i]), max(high, value[i]), len(p), unit)
     return out
