@@ -18,9 +18,9 @@ from truing.configs.measure import PTrue as PTrue
 from truing.configs.measure import Writers as Writers
 from truing.configs.pm import PMOOD as PMOOD
 from truing.configs.pm import PMEval as PMEval
-from truing.configs.pm import PMProbe as PMProbe
 from truing.configs.pm import PMMixing as PMMixing
 from truing.configs.pm import PMPretrain as PMPretrain
+from truing.configs.pm import PMProbe as PMProbe
 from truing.configs.pm import PMScaling as PMScaling
 from truing.configs.pm import PMTrain as PMTrain
 from truing.configs.rlhf import Finetune as Finetune
