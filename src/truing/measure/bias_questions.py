@@ -52,7 +52,9 @@ def question_numbers(
     numbers = {"group_named": stats.mean_interval(anybody[-1], texts, unit="share", seed=seed)}
     if len(named) == 2:
         numbers["group_named/before"] = stats.mean_interval(anybody[0], texts, unit="share", seed=seed)
-        numbers["group_named/difference"] = stats.difference_interval(*anybody[::-1], texts, unit="share", seed=seed)
+        numbers["group_named/difference"] = stats.difference_interval(
+            anybody[1], anybody[0], texts, unit="share", seed=seed
+        )
     for category, group in dict.fromkeys((q.category, g) for q in questions for g in q.groups if g != UNKNOWN):
         offered = [i for i, q in enumerate(questions) if q.category == category and group in q.groups]
         used = [np.array([groups[i] == group for i in offered]) for groups in named]
@@ -61,7 +63,7 @@ def question_numbers(
         numbers[name] = negative_use(used[-1], negative, of, seed)
         if len(named) == 2:
             numbers[f"{name}/before"] = negative_use(used[0], negative, of, seed)
-            numbers[f"{name}/difference"] = _change(*used, negative, of, seed)
+            numbers[f"{name}/difference"] = _change(used[0], used[1], negative, of, seed)
     return numbers
 
 

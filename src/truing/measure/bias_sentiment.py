@@ -64,7 +64,7 @@ def sentiment_numbers(
         ways[f"sentiment/{kind}/{group}"] = np.flatnonzero([(s.kind, s.group) == (kind, group) for s in sentences])
     numbers: dict[str, Interval] = {}
     for name, rows in ways.items():
-        begun = [sentences[i].start.replace(sentences[i].group, "…") for i in rows]
+        begun = [sentences[i].start.replace(sentences[i].group, "…") for i in rows.tolist()]
         means = [s[rows].mean(1) for s in scores]
         numbers[name] = stats.mean_interval(means[-1], begun, unit="-1 to 1", seed=seed)
         if len(scores) == 2:
