@@ -85,7 +85,7 @@ def test_the_three_models_are_trained_and_measured_on_what_they_should(study: Ru
     assert len(held) <= 2 and min(held) >= 40
     build(study.path)
     page = (study.path / "report.html").read_text()
-    assert "One preference model for two tasks" in page and "measured on summaries" in page
+    assert "One preference model for two tasks" in page and "against the one trained on them alone" in page
     assert (study.path / "figures" / "mixing.png").exists()
 
 
