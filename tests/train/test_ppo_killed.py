@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import subprocess
@@ -58,5 +57,4 @@ def test_a_run_killed_five_times_ends_bit_equal(advantage: str, tmp_path: Path) 
     assert whole.summary()["numbers"] == cut.summary()["numbers"]
     logs = [[{k: v for k, v in row.items() if "seconds" not in k} for row in run.metrics()] for run in (whole, cut)]
     assert logs[0] == logs[1] and len(logs[0]) == ppo_child.STEPS + 4  # evaluations at 0, 5, 10 and the end
-    kept = [[json.loads(line) for line in (run.path / "evaluations.jsonl").open()] for run in (whole, cut)]
-    assert kept[0] == kept[1]
+    assert (whole.path / "evaluations.jsonl").read_text() == (cut.path / "evaluations.jsonl").read_text()

@@ -82,16 +82,16 @@ def judge(
         scores = np.asarray(pm.score(mine), dtype=float) if mine else np.empty(0)
         return np.concatenate(group.gather(scores))
     assert reward_fn is not None
-    scores: np.ndarray | None = None
+    given: np.ndarray | None = None
     failed: ValueError | OSError | None = None
     if group.leads:
         try:
-            scores = ask(reward_fn, dialogues)
+            given = ask(reward_fn, dialogues)
         except (ValueError, OSError) as problem:
             failed = problem
-    scores, said = group.same((scores, str(failed)))
+    given, said = group.same((given, str(failed)))
     if failed is not None:
         raise failed
-    if scores is None:
+    if given is None:
         raise ValueError(said)
-    return scores
+    return given

@@ -209,7 +209,7 @@ class PPO:
                         sums[name] += sum(f[name] for f in every)
         self.optimizer.zero_grad(set_to_none=True)
         means = {name: value / visited for name, value in sums.items()}
-        found = {
+        out = {
             "loss": means["policy_loss"] + c.vf_coef * means["value_loss"],
             **means,
             "lr": lr,
@@ -220,8 +220,8 @@ class PPO:
             "token_visits": visited,
         }
         if self.models.value is None:
-            del found["value_loss"]
-        return found
+            del out["value_loss"]
+        return out
 
     def _backward(
         self, groups: list[list[Part]], m: int, batch: Batch, tokens: int
