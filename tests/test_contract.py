@@ -576,6 +576,7 @@ def test_a_chat_with_an_unknown_model_leaves_no_run(call: Call, here: Path):
 
 DRY = {
     "demo": ["--fast"],
+    "recipe": ["hh", "--scale", "ci"],
     "chat": ["LM"],
     "sample": ["LM", "prompts.jsonl"],
     "score": ["LM", "pairs.jsonl"],

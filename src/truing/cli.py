@@ -65,6 +65,7 @@ VERBS: dict[str, Verb] = {
     "eval": Verb("truing.measure.harness:evaluate", "Eval", "tasks of lm-eval; two models: what changed"),
     "bias": Verb("truing.measure.bias:bias", "Bias", "gender, race, religion: what a model does with them"),
     "code": Verb("truing.measure.code:code", "Code", "pass@k of functions that a model writes, run in a sandbox"),
+    "recipe": Verb("truing.recipes.hh_rlhf:recipe", "Recipe", "a paper from top to bottom, on one page"),
     "runs": Verb("truing.report.machine:runs", "Runs", "what runs there are"),
     "report": Verb("truing.report.compare:report", "ReportConfig", "rebuild pages; one page for several runs"),
     "compare": Verb("truing.report.compare:compare", "Compare", "differences of two runs' numbers with intervals"),

@@ -39,6 +39,7 @@ from truing.configs.use import DataConvert as DataConvert
 from truing.configs.use import DataPairs as DataPairs
 from truing.configs.use import Demo as Demo
 from truing.configs.use import Doctor as Doctor
+from truing.configs.use import Recipe as Recipe
 from truing.configs.use import ReportConfig as ReportConfig
 from truing.configs.use import Runs as Runs
 from truing.configs.use import Sampling as Sampling

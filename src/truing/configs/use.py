@@ -154,3 +154,14 @@ class Demo(Common):
     """At most five minutes: every stage and figure, no claims."""
     model: str = "smollm2"
     """Model to start from."""
+
+
+@dataclass(kw_only=True)
+class Recipe(Common):
+    """A paper from top to bottom: every study and figure on one page, the paper's values beside ours."""
+
+    paper: Annotated[tyro.conf.Positional[Literal["hh"]], shown("hh")]
+    """hh: Training a Helpful and Harmless Assistant (2204.05862)."""
+    scale: Literal["ci", "toy", "small", "paper"] = "toy"
+    """ci: every stage in seconds, no claims; toy: minutes on two cores; small: one GPU; paper: its commands (with
+    --dry-run)."""
