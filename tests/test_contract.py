@@ -18,6 +18,8 @@ import pytest
 
 from truing import cli
 from truing.data import sandbox
+from truing.data.code_tasks import task_to_row
+from truing.data.easy_functions import easy_tasks
 from truing.measure import score as scoring
 from truing.models import family
 from truing.models.heads import PreferenceModel
@@ -503,13 +505,30 @@ def test_pm_ood(call: Call, here: Path, models: Path):
 
 @pytest.mark.skipif(bool(sandbox.why_not()), reason=sandbox.why_not())
 def test_code(call: Call, here: Path, models: Path):
-    small = ["--limit", "4", "--samples", "2", "--ks", "1", "2", "5", "--temperatures", "0", "1", "--max-new-tokens", "4"]
+    small = ["--limit", "4", "--samples", "2", "--ks", "1", "2", "5", "--temperatures", "0", "1"]
+    small += ["--max-new-tokens", "4"]
     code, out, err = call("code", models / "lm", "--before", models / "lm", *small, "--json", *QUICK)
     assert code == 0, err
     numbers = check_run(Path(json.loads(out)["run"]), "code")
     assert {"pass@1", "pass@2/fixed/difference", "solved", "families_solved"} <= set(numbers)
     assert numbers["pass@1/difference"]["value"] == 0 and "pass@5" not in numbers
     assert {"grid.csv", "families.csv", "rows.jsonl"} <= {p.name for p in Path(json.loads(out)["run"]).iterdir()}
+
+
+@pytest.mark.skipif(bool(sandbox.why_not()), reason=sandbox.why_not())
+def test_rlhf_code(call: Call, here: Path, models: Path):
+    rows = [task_to_row(task) for task in easy_tasks(split="test")[:3]]
+    (here / "p.jsonl").write_text(lines(rows))
+    (here / "t.jsonl").write_text(lines([{"text": f"def f{i}():\n    return {i}\n"} for i in range(10)]))
+    small = ["--steps", "1", "--prompts-per-step", "2", "--samples-per-prompt", "2", "--max-new-tokens", "4"]
+    small += ["--samples", "2", "--ks", "1", "2", "--temperatures", "1", "--max-code-tokens", "4"]
+    argv = ["rlhf", "code", models / "lm", "--pm", models / "pm", "--data", "t.jsonl", "--problems", "p.jsonl", *small]
+    code, out, err = call(*argv, "--json", *QUICK)
+    assert code == 0, err
+    numbers = check_run(Path(json.loads(out)["run"]), "rlhf code")
+    assert {"pass@2/difference", "pass@1/fixed/before", "kl"} <= set(numbers)
+    path = Path(json.loads(out)["run"])
+    assert {"finetuned", "rlhf", "pass-at-k", "figures", "sections.json"} <= {p.name for p in path.iterdir()}
 
 
 # ---------------------------------------------------------------- the small ones
@@ -596,6 +615,7 @@ DRY = {
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
     "rlhf frontier": ["policy", "--best-of", "2"],
     "rlhf robustness": ["--models", "LM", "--data", "pairs.jsonl", "--samples", "32"],
+    "rlhf code": ["LM", "--pm", "PM", "--samples", "2"],
     "elo": ["games.jsonl"],
     "writers": ["rankings.jsonl"],
     "eval": ["LM", "--tasks", "toy", "--include-path", "."],

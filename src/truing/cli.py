@@ -57,6 +57,7 @@ VERBS: dict[str, Verb] = {
     "rlhf frontier": Verb("truing.recipes.frontier:frontier", "Frontier", "reward against √KL, its bound, best of n"),
     "rlhf robustness": Verb("truing.recipes.robustness:robustness", "Robustness", "train-PMs against test-PMs"),
     "rlhf tension": Verb("truing.recipes.tension:tension", "Tension", "helpful against harmless: mixes and weights"),
+    "rlhf code": Verb("truing.recipes.code_rlhf:code_study", "CodeStudy", "what RLHF does to a code model's pass@k"),
     "elo": Verb("truing.measure.elo:elo", "EloConfig", "Elo with intervals from comparisons"),
     "writers": Verb("truing.measure.writers:writers", "Writers", "models against human writers, from rankings"),
     "honesty choices": Verb("truing.measure.choices:choices", "Choices", "calibration on multiple choice"),

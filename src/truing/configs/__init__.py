@@ -23,8 +23,9 @@ from truing.configs.pm import PMPretrain as PMPretrain
 from truing.configs.pm import PMProbe as PMProbe
 from truing.configs.pm import PMScaling as PMScaling
 from truing.configs.pm import PMTrain as PMTrain
-from truing.configs.rlhf import Finetune as Finetune
+from truing.configs.rlhf import CodeStudy as CodeStudy
 from truing.configs.rlhf import Distill as Distill
+from truing.configs.rlhf import Finetune as Finetune
 from truing.configs.rlhf import PPOTrain as PPOTrain
 from truing.configs.rlhf import WritePrompts as WritePrompts
 from truing.configs.studies import Frontier as Frontier

@@ -163,3 +163,47 @@ class WritePrompts(Common):
     """Sampling temperature."""
     top_p: float = 0.95
     """Nucleus."""
+
+
+@dataclass(kw_only=True)
+class CodeStudy(Common):
+    """Code models and natural-language RLHF: pass@k before and after (2204.05862 §5.3)."""
+
+    model: Annotated[tyro.conf.Positional[str], shown("MODEL")]
+    """Language model that is finetuned on Python first."""
+    data: list[str] = field(default_factory=list)
+    """Files of Python texts to finetune on; default: half of our easy functions, solved."""
+    problems: str | None = None
+    """Problems in HumanEval's format to measure on; default: the other half."""
+    pm: Annotated[str, alias("reward-model")] = ""
+    """Preference model that is the reward: a run or a folder."""
+    reward: str = ""
+    """In its place: your function MODULE:FUNCTION, or http://HOST:PORT/PATH."""
+    prompts: list[str] = field(default_factory=lambda: ["helpful"])
+    """Files of natural-language prompts for PPO, or packaged sets."""
+    finetune_epochs: int = 2
+    """Passes over the Python texts."""
+    finetune_learning_rate: float = 1e-5
+    """Learning rate of finetuning."""
+    learning_rate: Annotated[float, alias("lr")] = 1e-6
+    """Learning rate of PPO."""
+    steps: int = 32
+    """PPO steps."""
+    prompts_per_step: int = 8
+    """Prompts drawn per step."""
+    samples_per_prompt: int = 4
+    """Replies sampled for each."""
+    max_new_tokens: int = 64
+    """Tokens a reply may have."""
+    kl_coef: float = 0.001
+    """λ of r = PM − λ·KL(π‖π0)."""
+    samples: int = 20
+    """Completions of each problem at each setting."""
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10, 25, 50, 75, 100])
+    """Numbers of tries; those above --samples are left out."""
+    temperatures: list[float] = field(default_factory=lambda: [0.0, 0.4, 0.6, 0.8, 1.0])
+    """Temperatures of the grid."""
+    top_ps: Annotated[list[float], alias("top-p")] = field(default_factory=lambda: [0.95, 1.0])
+    """Top-p of the grid."""
+    max_code_tokens: int = 96
+    """Tokens a completion may have."""

@@ -147,8 +147,15 @@ def _drawn(
 ) -> list[list[Sample]]:
     seeds = [np.random.default_rng([plan.seed, 5, s, t]).integers(2**31, size=n).tolist() for t in places]
     temperature, top_p = plan.settings[s]
-    cut = {"temperature": temperature, "top_p": top_p, "stop": stops(plan.context)}
-    return lm.sample([prompts[t] for t in places], n, max_tokens=most, seed=seeds, **cut)
+    return lm.sample(
+        [prompts[t] for t in places],
+        n,
+        max_tokens=most,
+        temperature=temperature,
+        top_p=top_p,
+        stop=stops(plan.context),
+        seed=seeds,
+    )
 
 
 def tally(plan: Plan, rows: Sequence[dict[str, Any]]) -> Tally:

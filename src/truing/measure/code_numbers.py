@@ -91,7 +91,7 @@ def numbers_of(
         for name, table in zip(names, tables, strict=True):
             numbers[name] = _best(table, clusters, seed)
         if before:
-            numbers[f"pass@{k}/difference"] = _best_difference(*tables, clusters, seed)
+            numbers[f"pass@{k}/difference"] = _best_difference(tables[0], tables[1], clusters, seed)
         names = [f"pass@{k}/fixed", f"pass@{k}/fixed/before"][: len(both)]
         for name, table in zip(names, tables, strict=True):
             numbers[name] = stats.mean_interval(table[place], clusters, unit="share", seed=seed)
