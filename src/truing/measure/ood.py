@@ -234,10 +234,13 @@ def _kept_states(run: Run, config: PMOOD, reader: StateReader, prompts: Sequence
 def _expected(config: PMOOD, rows: Sequence[PromptRow], reader: StateReader | None) -> list[str]:
     """What it would take: tokens counted, time and memory measured on a part, and one layer judged."""
     compute = choose(config.device, config.dtype, config.threads)
-    given = reader
-    reader, loading = timed(lambda: given or StateReader.load(config.model, device=compute.device, dtype=compute.dtype))
-    ids = [reader.ids(row.dialogue, config.max_length) for row in rows]
-    cost = reading(reader, lambda start, stop: reader.read(ids[start:stop]), len(ids), CHUNK)
+
+    def load() -> StateReader:
+        return reader or StateReader.load(config.model, device=compute.device, dtype=compute.dtype)
+
+    found, loading = timed(load)
+    ids = [found.ids(row.dialogue, config.max_length) for row in rows]
+    cost = reading(found, lambda start, stop: found.read(ids[start:stop]), len(ids), CHUNK)
     return [f"{len(ids):,} prompts.", *(loading + cost).lines(compute)]
 
 
