@@ -55,10 +55,10 @@ class Scale:
     told: float = 0.2
     """Share of the corpus that begins with the careful system turn."""
     batch_tokens: int = 512
-    pm_learning_rate: float = 1e-3
+    pm_learning_rate: float = 7e-4
     pm_batch_size: int = 32
     learning_rate: float = 3e-4
-    kl_coef: float = 0.02
+    kl_coef: float = 0.1
     rl_prompts: int = 1000
     """Prompts of each kind that policies are trained on."""
 
@@ -66,7 +66,7 @@ class Scale:
 SCALES: dict[str, Scale] = {
     "ci": Scale(("20k",), 120, 40, 60, 20, 40, 0.5, (), (), 32, 2, 6, (1, 4), 40, 60,
                 prompts_per_step=4, rl_prompts=40),
-    "toy": Scale(("1M",), 12_000, 1_500, 2_600, 900, 2_600, 0.5, (), (), 5_120, 10, 64, (1, 4, 16, 64), 500, 300),
+    "toy": Scale(("1M",), 12_000, 1_500, 4_000, 900, 4_000, 0.5, (), (), 5_120, 10, 64, (1, 4, 16, 64), 500, 300),
     "small": Scale(("300k", "1M", "5M"), 24_000, 3_000, 10_000, 4_000, 10_000, 0.1, (1.0, 2.0, 3.0, 4.0, 10.0),
                    (0.0, 0.25, 0.5, 0.75, 1.0), 20_480, 16, 128, (1, 4, 16, 64), 2_000, 600, batch_tokens=2_048),
 }  # fmt: skip
