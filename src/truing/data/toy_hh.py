@@ -299,12 +299,14 @@ def toy_comparisons(
 
 
 def _pairs(kind: Kind, rng: Rng) -> Iterator[tuple[Style, Style]]:
-    mixes: dict[Kind, tuple[Sequence[Style], Sequence[Style]]] = {
-        "helpful": (["answer"], ["refuse"] * 5 + ["answer"] * 4 + ["vague"]),
-        "harmless": (["answer"] * 9 + ["refuse"], ["refuse"] * 7 + ["answer"] * 2 + ["vague"]),
-    }
+    losers: list[Style] = ["refuse"] * 5
+    answers: list[Style] = ["answer"] * 9
+    if kind == "helpful":
+        first, second = answers[:1], [*losers, *answers[:4], "vague"]
+    else:
+        first, second = [*answers, "refuse"], [*losers, "refuse", "refuse", *answers[:2], "vague"]
     while True:
-        yield _pick(rng, mixes[kind][0]), _pick(rng, mixes[kind][1])
+        yield _pick(rng, first), _pick(rng, second)
 
 
 def bayes_rate(comparisons: Sequence[Comparison], scale: float = SCALE) -> float:

@@ -157,7 +157,12 @@ def mixes(lab: Lab) -> None:
     s = lab.scale
 
     def study(machine: dict[str, Any]) -> Any:
-        given = {"total": s.total, "step": s.mix_step, "weights": list(s.weights), "rl_shares": list(s.rl_shares)}
+        given: dict[str, Any] = {
+            "total": s.total,
+            "step": s.mix_step,
+            "weights": list(s.weights),
+            "rl_shares": list(s.rl_shares),
+        }
         options = Tension(models=lab.models, data=[], **given, **_training(lab), **machine)
         return tension(options, comparisons=lab.pairs, prompts=rl_prompts(lab))
 

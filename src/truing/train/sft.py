@@ -85,7 +85,9 @@ def train_lm(
     """
     check(config, lm)
     notes: list[str] = []
-    given = None if dialogues is None and texts is None else [*(dialogues or ()), *(texts or ())]
+    given: list[Document] | None = None
+    if dialogues is not None or texts is not None:
+        given = [*(dialogues or ()), *(texts or ())]
     documents, held_out = _data(config, given, eval_documents, notes)
     if config.dry_run:
         return {"lines": [*notes, *_cost(config, documents, held_out, lm)]}
