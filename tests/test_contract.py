@@ -402,6 +402,15 @@ def test_rlhf_distill_gives_the_numbers_of_the_contract(call: Call, here: Path, 
     assert set(shown) == {"prompt", "before", "with_prompt", "after"}
 
 
+def test_rlhf_finetune_gives_the_numbers_of_the_contract(call: Call, here: Path, models: Path):
+    (here / "t.jsonl").write_text(lines([{"text": f"{i} and {i + 1}"} for i in range(20)]))
+    argv = ["--init", models / "lm", "--data", "t.jsonl", "--batch-tokens", "30", "--eval-share", "0.3"]
+    assert call("rlhf", "finetune", *argv, "--out", "sft", *QUICK)[0] == 0
+    numbers = check_run(here / "sft", "rlhf finetune")
+    assert numbers["loss"]["value"] > 0 and 0 < numbers["end_probability"]["value"] < 1
+    assert (here / "sft" / "model" / "config.json").exists() and (here / "sft" / "figures" / "curves.svg").exists()
+
+
 def test_rlhf_prompts_gives_the_numbers_of_the_contract(call: Call, here: Path, models: Path):
     (here / "prompts.jsonl").write_text(lines([{"prompt": f"Is {i} even?"} for i in range(9)]))
     argv = ("--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4", "--calls-per-prompt", "2")
@@ -472,6 +481,18 @@ def test_honesty_pik(call: Call, here: Path, models: Path):
     assert set(numbers) >= wanted and {"brier/a", "brier/b"} <= set(numbers)
 
 
+@pytest.mark.skipif(bool(sandbox.why_not()), reason=sandbox.why_not())
+def test_code(call: Call, here: Path, models: Path):
+    small = ["--limit", "4", "--samples", "2", "--ks", "1", "2", "5", "--temperatures", "0", "1"]
+    small += ["--max-new-tokens", "4"]
+    code, out, err = call("code", models / "lm", "--before", models / "lm", *small, "--json", *QUICK)
+    assert code == 0, err
+    numbers = check_run(Path(json.loads(out)["run"]), "code")
+    assert {"pass@1", "pass@2/fixed/difference", "solved", "families_solved"} <= set(numbers)
+    assert numbers["pass@1/difference"]["value"] == 0 and "pass@5" not in numbers
+    assert {"grid.csv", "families.csv", "rows.jsonl"} <= {p.name for p in Path(json.loads(out)["run"]).iterdir()}
+
+
 def test_pm_pretrain(call: Call, here: Path, models: Path):
     (here / "c.jsonl").write_text(lines(comparisons(40)))
     argv = ["pm", "pretrain", "--init", models / "lm", "--data", "c.jsonl", "--lm-learning-rate", "1e-2", "--json"]
@@ -501,18 +522,6 @@ def test_pm_ood(call: Call, here: Path, models: Path):
     assert code == 0, err
     numbers = check_run(Path(json.loads(out)["run"]), "pm ood")
     assert {"auroc/exposed/10", "gain/exposed/1"} <= set(numbers)
-
-
-@pytest.mark.skipif(bool(sandbox.why_not()), reason=sandbox.why_not())
-def test_code(call: Call, here: Path, models: Path):
-    small = ["--limit", "4", "--samples", "2", "--ks", "1", "2", "5", "--temperatures", "0", "1"]
-    small += ["--max-new-tokens", "4"]
-    code, out, err = call("code", models / "lm", "--before", models / "lm", *small, "--json", *QUICK)
-    assert code == 0, err
-    numbers = check_run(Path(json.loads(out)["run"]), "code")
-    assert {"pass@1", "pass@2/fixed/difference", "solved", "families_solved"} <= set(numbers)
-    assert numbers["pass@1/difference"]["value"] == 0 and "pass@5" not in numbers
-    assert {"grid.csv", "families.csv", "rows.jsonl"} <= {p.name for p in Path(json.loads(out)["run"]).iterdir()}
 
 
 @pytest.mark.skipif(bool(sandbox.why_not()), reason=sandbox.why_not())
@@ -607,14 +616,16 @@ DRY = {
     "pm eval": ["PM", "pairs.jsonl"],
     "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],
     "rlhf distill": ["--init", "LM", "--data", "pairs.jsonl", "--prompt", "games.jsonl", "--max-length", "64"],
+    "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],
     "rlhf prompts": ["LM", "--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4"],
-    "pm mixing": ["--init", "LM", "--hh", "pairs.jsonl", "--tldr", "pairs.jsonl"],
-    "pm ood": ["LM", "--inside", "prompts.jsonl", "--outside", "red-team", "--exposed", "1"],
     "pm probe": ["PM"],
     "pm scaling": ["--sizes", "5K", "--pairs", "8", "--max-length", "128"],
+    "pm mixing": ["--init", "LM", "--hh", "pairs.jsonl", "--tldr", "pairs.jsonl"],
+    "pm ood": ["LM", "--inside", "prompts.jsonl", "--outside", "red-team", "--exposed", "1"],
     "rlhf train": ["--policy", "LM", "--pm", "PM", "--prompts", "prompts.jsonl"],
     "rlhf frontier": ["policy", "--best-of", "2"],
     "rlhf robustness": ["--models", "LM", "--data", "pairs.jsonl", "--samples", "32"],
+    "rlhf tension": ["--models", "LM", "--data", "pairs.jsonl", "harmless.jsonl"],
     "rlhf code": ["LM", "--pm", "PM", "--samples", "2"],
     "elo": ["games.jsonl"],
     "writers": ["rankings.jsonl"],
@@ -659,6 +670,7 @@ def evaluated_policy(folder: Path, models: Path) -> None:
 
 def data_of(verb: str, here: Path) -> None:
     """Files that the arguments in DRY name."""
+    (here / "harmless.jsonl").write_text(lines(comparisons(24, seed=2)))
     (here / "pairs.jsonl").write_text(lines([{"text": "a"}] if verb == "score" else comparisons(24)))
     (here / "prompts.jsonl").write_text(lines([{"prompt": f"Is {i} even?"} for i in range(9)]))
     (here / "rankings.jsonl").write_text(lines([{"prompt": 1, "ranking": ["hh", "writer"]}]))

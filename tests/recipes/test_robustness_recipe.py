@@ -17,6 +17,7 @@ from truing.recipes.robustness import Trained, numbers_of, pairs_of, robustness,
 from truing.report.page import build
 from truing.runs import Run
 from truing.runs.atomic import read_rows
+from truing.stats import Interval
 from truing.types import Dialogue
 
 
@@ -115,6 +116,26 @@ def test_shifting_a_judge_by_five_changes_no_number() -> None:
             found = shifted[name]
             assert (found.value, found.low, found.high) == pytest.approx((number.value, number.low, number.high)), name
     assert plain["gap/p@q"].value == pytest.approx(1, abs=0.2) and plain["onset/p@q"].value is not None
+
+
+def test_a_gain_of_the_train_pm_alone_is_an_alarm(tmp_path: Path) -> None:
+    """hh.md §20 row 28: the page shows who else judges, and the notes say from where on the train-PM rises alone."""
+    rise, noise = np.linspace(0, 2, 4)[:, None], np.random.default_rng(1).normal(0, 0.1, (2, 4, 20))
+    up, flat = rise + noise[0], noise[1]
+    hacked = Trained("p", "q", [0, 8, 16, 24], up, {"q": flat}, up[::-1], np.ones((4, 20)))
+    honest = Trained("h", "q", [0, 8, 16, 24], up, {"q": up + noise[1]}, up, np.ones((4, 20)))
+    run = Run(tmp_path, "rlhf robustness", {})
+    accuracy = {f"accuracy/{half}-q": Interval(0.7, 0.6, 0.8, 9, "share") for half in ("train", "test")}
+    parts = split(comparisons(), config())
+    numbers, notes = recipe.tell(run, ["q"], (accuracy, [hacked, honest]), parts, seed=0)
+    assert [n for n in notes if n.startswith("ALARM")] == [
+        "ALARM: p@q: from 8 samples on the train-PM gains more than the test-PM of its size: later gains are partly "
+        "the train-PM's mistakes."
+    ]
+    assert numbers["onset/p@q"].value == 8 and numbers["onset/h@q"].value is None
+    assert numbers["gold_peak/p@q"].value == 0 and numbers["gold_fall/p@q"].low > 1 and numbers["gold_fall/h@q"].value == 0
+    page = build(tmp_path).read_text()
+    assert all(words in page for words in ("train-PM − test-PM", "What is really wanted", "Final gain of each policy"))
 
 
 def test_scans() -> None:
