@@ -27,6 +27,7 @@ from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.recipes.frontier import frontier
 from truing.recipes.hh_setup import (
+    KINDS,
     POSITIONS,
     REPLY_TOKENS,
     SCALES,
@@ -43,7 +44,6 @@ from truing.recipes.study_parts import Stopped, finished
 from truing.recipes.tension import tension
 from truing.runs import Run, atomic_write
 from truing.train.distill import distill
-from truing.train.pm_numbers import KINDS
 from truing.train.sft import train_lm
 from truing.types import Dialogue, Turn
 

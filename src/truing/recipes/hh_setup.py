@@ -16,9 +16,9 @@ from truing.data.toy_hh import WORDS, toy_comparison, toy_comparisons, toy_promp
 from truing.models.family import by_size, new_model, word_tokenizer
 from truing.models.lm import LM
 from truing.runs import Run
-from truing.train.pm_numbers import KINDS
 from truing.types import Comparison, Dialogue, Kind
 
+KINDS: tuple[Kind, ...] = ("helpful", "harmless")
 REPLY_TOKENS = 48
 """The longest replies of the world have about 45."""
 POSITIONS = 128
