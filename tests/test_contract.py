@@ -402,18 +402,10 @@ def test_rlhf_distill_gives_the_numbers_of_the_contract(call: Call, here: Path, 
     assert set(shown) == {"prompt", "before", "with_prompt", "after"}
 
 
-def test_rlhf_finetune_gives_the_numbers_of_the_contract(call: Call, here: Path, models: Path):
-    (here / "t.jsonl").write_text(lines([{"text": f"{i} and {i + 1}"} for i in range(20)]))
-    argv = ["--init", models / "lm", "--data", "t.jsonl", "--batch-tokens", "30", "--eval-share", "0.3"]
-    assert call("rlhf", "finetune", *argv, "--out", "sft", *QUICK)[0] == 0
-    numbers = check_run(here / "sft", "rlhf finetune")
-    assert numbers["loss"]["value"] > 0 and 0 < numbers["end_probability"]["value"] < 1
-    assert (here / "sft" / "model" / "config.json").exists() and (here / "sft" / "figures" / "curves.svg").exists()
-
-
 def test_rlhf_prompts_gives_the_numbers_of_the_contract(call: Call, here: Path, models: Path):
     (here / "prompts.jsonl").write_text(lines([{"prompt": f"Is {i} even?"} for i in range(9)]))
-    argv = ("--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4", "--calls-per-prompt", "2")
+    argv = ("--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4")
+    argv += ("--calls-per-prompt", "2")
     assert call("rlhf", "prompts", models / "lm", *argv, "--out", "w", *QUICK)[0] == 0
     numbers = check_run(here / "w", "rlhf prompts")
     assert numbers["calls"]["value"] == 4 and numbers["exact_duplicates"]["value"] == 0
@@ -616,7 +608,6 @@ DRY = {
     "pm eval": ["PM", "pairs.jsonl"],
     "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],
     "rlhf distill": ["--init", "LM", "--data", "pairs.jsonl", "--prompt", "games.jsonl", "--max-length", "64"],
-    "rlhf finetune": ["--init", "LM", "--data", "pairs.jsonl"],
     "rlhf prompts": ["LM", "--examples", "prompts.jsonl", "--shots", "3", "--n", "2", "--max-new-tokens", "4"],
     "pm probe": ["PM"],
     "pm scaling": ["--sizes", "5K", "--pairs", "8", "--max-length", "128"],

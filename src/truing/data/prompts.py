@@ -118,7 +118,8 @@ def _hhh_text() -> str:
 class PromptRow:
     """A prompt from a file: ``id`` is the row's, or ``file:line``; ``line`` counts from 1.
 
-    ``examples`` are ids of the prompts after which a model wrote it (`truing rlhf prompts`). ``kind`` is the row's, else harmless for packaged red-team prompts and files that say so in their name.
+    ``examples`` are ids of the prompts after which a model wrote it (`truing rlhf prompts`). ``kind`` is the row's,
+    else harmless for packaged red-team prompts and files that say so in their name.
     """
 
     dialogue: Dialogue

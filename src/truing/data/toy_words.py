@@ -47,8 +47,8 @@ start fires: petrol matches rags barn lighter
 
 
 def _topics(table: str, harmful: bool) -> tuple[Topic, ...]:
-    rows = (line.split(": ") for line in table.strip().splitlines())
-    return tuple(Topic(*name.split(), tuple(details.split()), harmful) for name, details in rows)
+    rows = (line.replace(":", "").split() for line in table.strip().splitlines())
+    return tuple(Topic(verb, noun, tuple(details), harmful) for verb, noun, *details in rows)
 
 
 TOPICS = {"helpful": _topics(_BENIGN, False), "harmless": _topics(_HARMFUL, True)}

@@ -63,7 +63,7 @@ def baseline_numbers(gaps: np.ndarray, comparisons: Sequence[Comparison], *, see
     except ValueError as few:
         judged["bag_of_words"] = (np.empty(0, dtype=int), np.empty(0))
         none = Interval(None, None, None, 0, "share", str(few))
-    numbers = {}
+    numbers: dict[str, Interval] = {}
     for name, (rows, theirs) in judged.items():
         if not len(rows):
             numbers |= {f"baseline/{name}": none, f"above/{name}": none}

@@ -266,8 +266,8 @@ class Client:
             else ""
         )
         raise Refused(
-            f"The server {self.url} refused {path or 'a request'} (HTTP {status}): {said or 'it does not say why'}.{hint}"
-            f" It was asked with {_asked(body)!r}."
+            f"The server {self.url} refused {path or 'a request'} (HTTP {status}): {said or 'it does not say why'}."
+            f"{hint} It was asked with {_asked(body)!r}."
         )
 
     def _post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], str]:

@@ -152,7 +152,7 @@ def _hhh(run: Run, found: dict[str, Interval], pairs: Sequence[Comparison], side
         "preference model has 86% on BIG-bench's 221 items, people 75%; the packaged pairs are ours, easier and fewer.",
         "numbers": {k: v.as_dict() for k, v in found.items()},
         "figures": [{"file": "hhh.svg", "caption": "Accuracy by kind with 95% intervals; dashed: chance."}],
-        "samples": [row for row in worst if row["gap"] < 0],
+        "samples": [row for row in worst if float(row["gap"]) < 0],
         "notes": ["The samples are those on which the model is most surely wrong."],
     }
 

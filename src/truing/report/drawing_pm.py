@@ -40,8 +40,13 @@ def preference_figures(folder: Path, summary: Mapping[str, Any]) -> list[dict[st
         with open(path, newline="", encoding="utf-8") as file:
             rows = [{k: float(v) if v and k != "unit" else None for k, v in r.items()} for r in csv.DictReader(file)]
         points = [(r["threshold"] or 0.0, {**r, "n": int(r["n"] or 0)}) for r in rows]
-        axes = {"xlabel": "both scores above (PM units, centred)", "ylabel": "share right (95% interval)"}
-        drawn = figures.lines({"pairs above": points}, **axes, reference=0.5, percent=True)
+        drawn = figures.lines(
+            {"pairs above": points},
+            xlabel="both scores above (PM units, centred)",
+            ylabel="share right (95% interval)",
+            reference=0.5,
+            percent=True,
+        )
         figures.save(drawn, folder / "figures", "thresholds")
         caption = "Accuracy among pairs that both score above a rising threshold: pairs of good replies are harder."
         found.append({"file": "thresholds.svg", "caption": caption, "alt": "Accuracy against threshold"})
