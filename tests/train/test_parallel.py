@@ -96,7 +96,7 @@ def differences(one: Path, two: Path) -> dict[str, float]:
 @pytest.mark.parametrize("job", JOBS)
 def test_two_processes_train_what_one_trains(job: str, together: tuple[Path, str], alone: Path) -> None:
     one, two = Run.load(alone / job), Run.load(together[0] / job)
-    assert two.done and len(curve(two, "loss")) == 8
+    assert two.done and len(curve(two, "loss")) == (10 if job == "lora" else 8)  # 1.4 times the rows
     for metric in ("loss", "grad_norm", "accuracy", "samples", "eval_loss", "eval_accuracy"):
         np.testing.assert_allclose(curve(two, metric), curve(one, metric), rtol=1e-4, err_msg=metric)
     assert np.ptp(curve(one, "loss")) > 0.1, "something was learned"
@@ -128,9 +128,8 @@ def test_there_are_two_and_only_the_first_writes_and_speaks(together: tuple[Path
     first, second = (json.loads((folder / f"said-{rank}.json").read_text()) for rank in (0, 1))
     assert first["whole"]["kind"] == "Run" and second["whole"]["kind"] == "Follower"
     assert first["whole"]["run"] == second["whole"]["run"] and second["whole"]["done"]
-    assert said.count("step 1/8") == len(JOBS) and said.count("step 1/3") == len(POLICIES), (
-        "one line per job, not one per process"
-    )
+    told = [said.count(f"step 1/{steps},") for steps in (8, 10, 3)]
+    assert told == [len(JOBS) - 1, 1, len(POLICIES)], "one line per job, not one per process"
     steps = [row["step"] for row in Run.load(folder / "whole").metrics() if "loss" in row]
     assert steps == list(range(1, 9)), "each step is logged once"
     for text in (first["different"], second["different"]):
