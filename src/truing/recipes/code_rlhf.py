@@ -20,7 +20,7 @@ from truing.data.prompts import PromptRow, load_prompt_rows
 from truing.measure.code import code
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
-from truing.models.load import load_tokenizer
+from truing.models.load import find_model, load_tokenizer
 from truing.recipes.study_parts import Stopped, finished, folders, model_hashes
 from truing.report.drawing_code import code_figures
 from truing.report.page import write_story
@@ -87,13 +87,13 @@ def code_study(
 def _check_names(config: CodeStudy, lm: LM | None, rewarded: bool) -> None:
     """A mistyped name must not be found out after the finetuning."""
     if lm is None:
-        load_tokenizer(config.model)
+        load_tokenizer(find_model(config.model))
     if rewarded:
         return
     if bool(config.pm) == bool(config.reward):
         raise ValueError("The reward is a preference model (--pm) or your own (--reward): give one of the two.")
     if config.pm:
-        load_tokenizer(config.pm)
+        load_tokenizer(find_model(config.pm))
     else:
         load_reward(config.reward)
 
