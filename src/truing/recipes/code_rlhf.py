@@ -99,8 +99,14 @@ def _check_names(config: CodeStudy, lm: LM | None, rewarded: bool) -> None:
 
 
 def _finetune(config: CodeStudy, start: str, **same: Any) -> Finetune:
-    rate = {"learning_rate": config.finetune_learning_rate, "epochs": config.finetune_epochs}
-    return Finetune(init=start, data=list(config.data), eval_share=0.1, **rate, **same)
+    return Finetune(
+        init=start,
+        data=list(config.data),
+        eval_share=0.1,
+        learning_rate=config.finetune_learning_rate,
+        epochs=config.finetune_epochs,
+        **same,
+    )
 
 
 def _ppo(config: CodeStudy, run: Run, **same: Any) -> PPOTrain:
