@@ -19,7 +19,7 @@ from truing.types import Comparison, Dialogue
 
 def halves(rows: Sequence[Comparison], seed: int = 0) -> tuple[list[Comparison], list[Comparison]]:
     """Comparisons for train-PMs and for test-PMs: two halves that share no conversation (`check_apart`)."""
-    train, test = split_by_conversation(rows, 0.5, seed, key=lambda c: c.id)
+    train, test = split_by_conversation(rows, 0.5, seed)
     check_apart(train, test)
     return train, test
 
