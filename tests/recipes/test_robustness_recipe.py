@@ -67,13 +67,17 @@ def test_both_scans_with_all_judges(studied: Run) -> None:
     assert {"gaps.png", "gold.svg", "test-sizes.png", "curve-small-by-large.png"} <= drawn
 
 
-def test_no_conversation_serves_two_purposes(studied: Run) -> None:
+def test_no_conversation_serves_two_purposes(studied: Run, tmp_path: Path) -> None:
     """hh.md §20 rows 26 and 27: halves, held-out pairs, and prompts of RL that are from the train half alone."""
     parts = split(comparisons(), config())
     keys = [{c.prompt.turns[0].text for c in part} for part in (parts.train, parts.test, parts.held_out)]
     assert keys[0] & keys[1] == keys[0] & keys[2] == keys[1] & keys[2] == set()
     asked = recipe.rl_prompts(config(), parts, None)
     assert {row.dialogue.turns[0].text for row in asked} == keys[0]
+    mixed = [part[0] for part in (parts.train, parts.test, parts.held_out)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": c.prompt.to_messages()}) + "\n" for c in mixed))
+    (kept,) = recipe.rl_prompts(config(prompts=[str(tmp_path / "p.jsonl")]), parts, None)
+    assert kept.dialogue == mixed[0].prompt, "prompts of a file that test-PMs or evaluations know are dropped"
     answered = {r["dialogue"][0]["content"] for r in read_rows(studied.path / "small@small" / "evaluations.jsonl")}
     assert answered <= keys[2] and answered
 
