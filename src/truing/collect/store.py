@@ -1,0 +1,225 @@
+"""The feedback store: one database, SQLite in a file or PostgreSQL, written in whole transactions.
+
+A write that a browser asks for goes through `Store.once`: it is done exactly once however often it is sent, and it is
+on disk before the browser hears of it (SQLite: WAL with synchronous=FULL, asserted on every connection).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, Row, make_url
+
+from truing.collect import tables as t
+
+BUSY_SECONDS = 15.0
+"""How long a write waits for another one before it gives up."""
+
+
+class Conflict(Exception):
+    """The screen that a write was made from is out of date: nothing was written. Shown with status 409."""
+
+
+class Refused(Exception):
+    """A write that the rules do not allow, with a sentence for the person. Shown with status 422."""
+
+
+def new_id() -> str:
+    """128 random bits as 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def now() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, in one spelling."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def database_url(db: str) -> str:
+    """A URL of SQLAlchemy from what people write: a file, ``sqlite:///FILE`` or ``postgresql://…``.
+
+    Raises ValueError for another kind of database.
+    """
+    if "://" not in db:
+        return f"sqlite:///{Path(db).absolute()}"
+    if db.startswith(("postgres://", "postgresql://")):
+        return "postgresql+psycopg://" + db.split("://", 1)[1]
+    if db.startswith(("sqlite:///", "postgresql+psycopg://")):
+        return db
+    raise ValueError(f"--db {shown_url(db)}: expected a file, sqlite:///FILE or postgresql://USER@HOST/NAME.")
+
+
+def shown_url(url: str) -> str:
+    """A database URL without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return url.split("@")[-1]
+
+
+class Store:
+    """A feedback database. ``read`` and ``write`` give connections; the tables are those of `truing.collect.tables`."""
+
+    def __init__(self, db: str) -> None:
+        """Connect; makes nothing (`truing.collect.migrate.upgrade` does). Raises ValueError for an unknown kind."""
+        self.url = database_url(db)
+        self.sqlite = self.url.startswith("sqlite")
+        self.engine = _engine(self.url, self.sqlite)
+
+    @property
+    def shown(self) -> str:
+        """Where the store is, for people: without a password."""
+        return shown_url(self.url)
+
+    @property
+    def file(self) -> Path | None:
+        """The database file of SQLite."""
+        return Path(make_url(self.url).database or "") if self.sqlite else None
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection that sees one state of the database throughout, and writes nothing."""
+        options: dict[str, Any] = {"truing_read": True}
+        if not self.sqlite:
+            options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        with self.engine.connect().execution_options(**options) as db, db.begin():
+            yield db
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction: all of it is on disk when the block ends, or none of it. SQLite: one at a time."""
+        with self.engine.connect() as db, db.begin():
+            yield db
+
+    def once(
+        self, person: str, key: str, route: str, body: Mapping[str, Any], act: Callable[[Connection], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Do ``act`` in a transaction unless the person's ``key`` was used; return its answer, now or as it was.
+
+        Raises Refused if the key was used for another request, and whatever ``act`` raises (nothing is written then,
+        and the key stays free).
+        """
+        request = digest([route, body])
+        try:
+            with self.write() as db:
+                if (known := _known(db, person, key, request)) is not None:
+                    return known
+                answer = act(db)
+                row = {"person_id": person, "key": key, "request": request, "response": answer, "at": now()}
+                db.execute(t.once.insert(), row)
+                return answer
+        except sa.exc.IntegrityError:  # the same key, or the same turn, in another process at the same moment
+            with self.read() as db:
+                if (known := _known(db, person, key, request)) is not None:
+                    return known
+            raise Conflict("This was already answered in another window. Reload the page to go on.") from None
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+
+def _known(db: Connection, person: str, key: str, request: str) -> dict[str, Any] | None:
+    row = db.execute(sa.select(t.once).where(t.once.c.person_id == person, t.once.c.key == key)).first()
+    if row is None:
+        return None
+    if row.request != request:
+        raise Refused("This idempotency key was already used for another request. Reload the page.")
+    return dict(row.response)
+
+
+def lock_conversation(db: Connection, conversation: str) -> Row[Any]:
+    """The conversation's row, held until the transaction ends, so that its turns are written one after another.
+
+    Raises Refused if there is none or it was withdrawn.
+    """
+    row = db.execute(sa.select(t.conversation).where(t.conversation.c.id == conversation).with_for_update()).first()
+    if row is None or is_withdrawn(db, conversation):
+        raise Refused("There is no such conversation.")
+    return row
+
+
+def is_withdrawn(db: Connection, conversation: str) -> bool:
+    """Whether the conversation was withdrawn, so that nobody may read it."""
+    return (
+        db.execute(sa.select(t.withdrawal.c.id).where(t.withdrawal.c.conversation_id == conversation)).first()
+        is not None
+    )
+
+
+def readable() -> sa.ColumnElement[bool]:
+    """A condition on ``conversation``: neither withdrawn nor erased. Every export and every reader uses it."""
+    c = t.conversation.c.id
+    return sa.and_(
+        ~sa.exists().where(t.withdrawal.c.conversation_id == c), ~sa.exists().where(t.erasure.c.conversation_id == c)
+    )
+
+
+def note(db: Connection, person: str | None, action: str, target: str = "", **details: Any) -> None:
+    """Write a line of the audit log. Never put what people or models said into ``details``."""
+    row = {"person_id": person, "action": action, "target": target, "details": details, "at": now()}
+    db.execute(t.audit.insert(), row)
+
+
+def setting(db: Connection, key: str, default: Any = None) -> Any:
+    """The value of a setting that holds now."""
+    row = db.execute(
+        sa.select(t.setting.c.value).where(t.setting.c.key == key).order_by(t.setting.c.serial.desc()).limit(1)
+    ).first()
+    return default if row is None else row.value
+
+
+def set_setting(db: Connection, key: str, value: Any, person: str | None) -> str:
+    """Add a new version of a setting, unless it is what holds; return its SHA-256."""
+    version = digest(value)
+    if setting(db, key) != value:
+        db.execute(
+            t.setting.insert(), {"key": key, "value": value, "version": version, "person_id": person, "at": now()}
+        )
+        note(db, person, "setting", key, version=version)
+    return version
+
+
+# ---------------------------------------------------------------- connections
+
+
+def _engine(url: str, sqlite: bool) -> Engine:
+    if not sqlite:
+        return sa.create_engine(url, pool_size=8, max_overflow=8, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
+    engine = sa.create_engine(
+        url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=8, max_overflow=8
+    )
+    sa.event.listen(engine, "connect", _prepare)
+    sa.event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _prepare(connection: Any, _: Any) -> None:
+    """Durable writes, and foreign keys, on every connection; RuntimeError where SQLite does not obey."""
+    connection.isolation_level = None  # transactions begin where _begin says
+    cursor = connection.cursor()
+    for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {line}")
+    read = [cursor.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]
+    cursor.close()
+    if read != ["wal", 2, 1]:
+        raise RuntimeError(f"SQLite's journal_mode, synchronous, foreign_keys are {read}; expected ['wal', 2, 1].")
+
+
+def _begin(db: Connection) -> None:
+    """Writers queue at their beginning, so that no write finds its reading out of date."""
+    reads = db.get_execution_options().get("truing_read")
+    db.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
