@@ -22,7 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-)
+)  # fmt: skip
 
 from truing.collect.columns import metadata, moment, of, row_id, serial
 
@@ -263,10 +263,7 @@ ending = Table(
     Column("actionability", Integer),
     Column("stopped", Boolean, nullable=False, default=False),
     moment(),
-    *(
-        CheckConstraint(f"{name} BETWEEN 0 AND 4", name=name)
-        for name in ("rating", "success", "harmfulness", "actionability")
-    ),
+    *(CheckConstraint(f"{x} BETWEEN 0 AND 4", name=x) for x in ("rating", "success", "harmfulness", "actionability")),
 )
 """How a conversation ended. Ratings are stored 0 to 4, though screens show 1 to 5. ``stopped``: the person left by
 "stop now", and owes no answers."""
