@@ -25,6 +25,9 @@ from sqlalchemy import (
 )  # fmt: skip
 
 from truing.collect.columns import metadata, moment, of, row_id, serial
+from truing.collect.survey_tables import demographics as demographics
+from truing.collect.survey_tables import survey_offer as survey_offer
+from truing.collect.survey_tables import wellbeing as wellbeing
 
 # ---------------------------------------------------------------- people
 
@@ -336,36 +339,6 @@ spot_check = Table(
     Column("comment", Text, nullable=False, default=""),
     moment(),
 )
-
-# ---------------------------------------------------------------- surveys: no person, no time of day, no order of rows
-
-demographics = Table(
-    "demographics",
-    metadata,
-    row_id(),
-    Column("answers", JSON, nullable=False),
-    Column("month", String(7), nullable=False),
-    sqlite_with_rowid=False,
-)
-wellbeing = Table(
-    "wellbeing",
-    metadata,
-    row_id(),
-    Column("answers", JSON, nullable=False),
-    Column("comment", Text, nullable=False, default=""),
-    Column("month", String(7), nullable=False),
-    sqlite_with_rowid=False,
-)
-survey_offer = Table(
-    "survey_offer",
-    metadata,
-    row_id(),
-    of("person"),
-    Column("survey", String(16), nullable=False),
-    Column("tasks", Integer, nullable=False),
-    moment(),
-)
-"""That a person was asked, whether or not they answered."""
 
 # ---------------------------------------------------------------- the machine's own
 
