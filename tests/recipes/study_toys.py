@@ -46,7 +46,7 @@ def toy_policy(folder: Path, name: str = "rlhf", **options: Any) -> Run:
     small |= {"learning_rate": 2e-3, "kl_coef": 0.0, "eval_every": 1, "out": folder / name, **QUICK}
     models = save_models(folder) if not (folder / "lm").exists() else {}
     models = models or {"policy": str(folder / "lm"), "pm": str(folder / "pm")}
-    run = train_ppo(PPOTrain(prompts=[], **models, **small | options), prompts=PROMPTS[:8], eval_prompts=PROMPTS[8:])
+    run = train_ppo(PPOTrain(prompts=[], **models | small | options), prompts=PROMPTS[:8], eval_prompts=PROMPTS[8:])
     assert isinstance(run, Run)
     return run
 

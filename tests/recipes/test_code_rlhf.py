@@ -32,7 +32,11 @@ def constant(name: str, value: int) -> CodeTask:
 TASKS = [constant(name, i) for i, name in enumerate(("one", "two", "red", "cat"))]
 
 
-def study(folder: Path, **options: Any) -> Run:
+def length(dialogues: list[Dialogue]) -> list[int]:
+    return [len(d.last.text) for d in dialogues]
+
+
+def study(folder: Path, reward_fn: Any = length, **options: Any) -> Run:
     tokenizer = byte_tokenizer()
     model = new_model("llama", layers=2, width=32, heads=2, vocab_size=264, max_positions=128, seed=0)
     (folder / "code.jsonl").write_text("".join(json.dumps({"text": solved(t)}) + "\n" for t in (*TASKS, *TASKS)))
@@ -43,7 +47,7 @@ def study(folder: Path, **options: Any) -> Run:
     found = code_study(
         config,
         lm=LM(model, tokenizer),
-        reward_fn=lambda ds: [len(d.last.text) for d in ds],
+        reward_fn=reward_fn,
         prompts=PROMPTS,
         tasks=TASKS,
     )
@@ -77,3 +81,46 @@ def test_the_reward_is_named_before_anything_is_trained(tmp_path: Path):
     with pytest.raises(ValueError, match="give one of the two"):
         code_study(CodeStudy(**options))
     assert not (tmp_path / "o").exists()
+
+
+@here
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kl_coef": -1.0}, "kl_coef is -1"),
+        ({"steps": 0}, "steps is 0"),
+        ({"finetune_epochs": 0}, "epochs is 0"),
+        ({"ks": [0]}, "--ks are"),
+        ({"temperatures": [-1.0]}, "--temperatures are"),
+    ],
+)
+def test_no_step_is_done_before_the_options_of_all_are_known_to_be_right(
+    tmp_path: Path, options: dict[str, Any], said: str
+):
+    with pytest.raises(ValueError, match=said):
+        study(tmp_path, **options)
+    assert not (tmp_path / "study").exists()
+
+
+@here
+def test_a_language_model_as_the_reward_is_refused_before_the_finetuning(tmp_path: Path):
+    with pytest.raises(ValueError, match="smollm2 is no preference model"):
+        code_study(CodeStudy(model="smollm2", pm="smollm2", device="cpu", out=tmp_path / "o"))
+    assert not (tmp_path / "o").exists()
+
+
+@here
+def test_problems_too_long_for_the_model_are_refused_before_the_finetuning(tmp_path: Path):
+    model = new_model("llama", layers=2, width=32, heads=2, vocab_size=264, max_positions=16, seed=0)
+    config = CodeStudy(model="toy", device="cpu", dtype="float32", threads=1, out=tmp_path / "o")
+    with pytest.raises(ValueError, match="reads 16"):
+        code_study(config, lm=LM(model, byte_tokenizer()), reward_fn=length, prompts=PROMPTS)
+    assert not (tmp_path / "o" / "finetuned").exists()
+
+
+@here
+def test_another_reward_is_another_study(tmp_path: Path):
+    study(tmp_path, max_time=0.0)
+    study(tmp_path, max_time=0.0)
+    with pytest.raises(ValueError, match="another"):
+        study(tmp_path, reward_fn=lambda ds: [-len(d.last.text) for d in ds], max_time=0.0)

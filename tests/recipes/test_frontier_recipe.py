@@ -124,3 +124,28 @@ def test_what_cannot_be_followed_is_refused(policies: Path, tmp_path: Path) -> N
         frontier(Frontier(runs=[str(tmp_path)], **QUICK))
     lines = frontier(Frontier(runs=[str(policies / "rlhf")], dry_run=True, **QUICK))
     assert isinstance(lines, dict) and lines["lines"][0].startswith("1 starts, 4 prompts, 256 replies")
+
+
+def test_a_run_that_went_on_is_another_study(tmp_path: Path) -> None:
+    """Its name is the same; planted: the rows are no part of the identity, and the old numbers are given again."""
+    run = toy_policy(tmp_path)
+    (run.path / "summary.json").unlink()  # as in a run that is not over yet
+    config = Frontier(runs=[str(run.path)], best_of=[2], out=tmp_path / "o", **QUICK)
+    frontier(config)
+    rows = (run.path / "evaluations.jsonl").read_text().splitlines()
+    last = json.loads(rows[-1])["step"]
+    fewer = [row for row in rows if json.loads(row)["step"] < last]
+    (run.path / "evaluations.jsonl").write_text("".join(row + "\n" for row in fewer))
+    with pytest.raises(ValueError, match="another config"):
+        frontier(config)
+
+
+def test_a_reward_that_gives_no_numbers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "late_reward.py").write_text("def score(ds):\n    return [len(d.last.text) for d in ds]\n")
+    monkeypatch.chdir(tmp_path)
+    run = toy_policy(tmp_path, pm="", reward="late_reward:score")
+    import late_reward  # type: ignore[import-not-found]
+
+    monkeypatch.setattr(late_reward, "score", lambda ds: [float("nan")] * len(ds))
+    with pytest.raises(ValueError, match="gave nan to"):
+        frontier(Frontier(runs=[str(run.path)], best_of=[2], out=tmp_path / "o", **QUICK))

@@ -157,3 +157,24 @@ def test_what_cannot_be_studied_is_refused() -> None:
         robustness(config(eval_share=0.0), comparisons=comparisons(), lms=MODELS)
     lines = robustness(config(dry_run=True), comparisons=comparisons(), prompts=None, lms=MODELS)
     assert isinstance(lines, dict) and "4 preference models (small, large)" in lines["lines"][0]
+
+
+@pytest.mark.parametrize("name", ["kl_coef", "ppo_epochs", "samples_per_prompt", "samples", "evaluations", "pm_epochs"])
+def test_what_a_later_part_would_refuse_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name.removeprefix('pm_')} is -1"):
+        robustness(config(tmp_path / "o", **{name: -1}), comparisons=comparisons(), lms=MODELS)
+    assert not (tmp_path / "o").exists(), "nothing was trained"
+
+
+@pytest.mark.parametrize(
+    ("gold", "said"),
+    [
+        (lambda ds: [float("nan")] * len(ds), "gave nan to 2 of 2"),
+        (lambda ds: [1.0], r"shape \(1,\) for 2 dialogues"),
+        (lambda ds: ds[0].nothing, "AttributeError"),
+    ],
+)
+def test_a_gold_that_gives_no_numbers_is_found_out_before_training(gold: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        robustness(config(tmp_path / "o"), comparisons=comparisons(), lms=MODELS, gold=gold)
+    assert not list((tmp_path / "o").glob("*/environment.json"))

@@ -139,10 +139,15 @@ def test_helpful_loss_is_paired() -> None:
         ({"weights": [0.0]}, "numbers above 0"),
         ({"rl_shares": [2.0]}, "shares from 0 to 1"),
         ({"total": 4000}, "needs 4000 helpful comparisons"),
+        ({"kl_coef": -1.0}, "kl_coef is -1"),
+        ({"samples_per_prompt": 0}, "samples_per_prompt is 0"),
+        ({"pm_epochs": 0}, "epochs is 0"),
+        ({"prompts": ["not-there.jsonl"]}, "not-there.jsonl"),
+        ({"prompts": ["red-team"], "rl_shares": [0.5]}, "needs prompts of kind helpful"),
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_work(options: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
         tension(config(tmp_path / "o", **options), comparisons=DATA, lms={"tiny": toy_lm()})
     with pytest.raises(ValueError, match="both kinds are needed"):
         tension(config(tmp_path / "o"), comparisons=comparisons(), lms={"tiny": toy_lm()})

@@ -19,7 +19,7 @@ from truing.models import client
 from truing.models.client import Refused, ServerError
 from truing.runs import Run
 from truing.train.ppo import train_ppo
-from truing.train.ppo_reward import RewardServer, ask, load_reward
+from truing.train.ppo_reward import RewardServer, ask, load_reward, reward_identity
 from truing.types import Dialogue
 
 FUNCTION = """
@@ -108,6 +108,43 @@ def test_what_is_wrong_with_a_function_is_told(here: Path) -> None:
         train_ppo(config(pm=""), prompts=PROMPTS, lm=toy_lm())
     with pytest.raises(ValueError, match="both --pm and --reward"):
         train_ppo(config(pm="x", reward="rewards:score"), prompts=PROMPTS, lm=toy_lm())
+
+
+def test_a_function_that_ends_the_program_is_told_like_one_that_fails() -> None:
+    """Planted: only Exception caught, so that the command ends with the function's own exit code and says nothing."""
+
+    def leaves(dialogues: list[Dialogue]) -> None:
+        sys.exit(3)
+
+    with pytest.raises(ValueError, match="leaves failed: SystemExit: 3"):
+        ask(leaves, REPLIES)
+
+
+def test_a_reward_in_memory_is_part_of_the_run(tmp_path: Path) -> None:
+    """Planted: only what the config names is hashed, so that another reward gets the first one's finished run."""
+    lm = toy_lm()
+
+    def twice(by: int) -> Any:
+        return lambda dialogues: [by * len(d.last.text) for d in dialogues]
+
+    def train(name: str = "run", policy: Any = lm, **reward: Any) -> Any:
+        c = config(tmp_path / name, pm="", steps=1)
+        return train_ppo(c, prompts=PROMPTS, eval_prompts=PROMPTS[:1], lm=policy, **reward)
+
+    train(reward_fn=twice(2))
+    train(reward_fn=twice(2))
+    other: tuple[dict[str, Any], ...] = (
+        {"reward_fn": twice(3)},
+        {"reward_fn": len},
+        {"pm": toy_pm(lm)},
+        {"reward_fn": twice(2), "policy": toy_lm(1)},
+        {"reward_fn": twice(2), "test_pms": {"judge": toy_pm(lm)}},
+    )
+    for given in other:
+        with pytest.raises(ValueError, match="another config"):
+            train(**given)
+    found = [reward_identity(toy_pm(lm, seed), None)["reward"] for seed in (1, 2, 1)]
+    assert found[0] == found[2] != found[1]
 
 
 def test_a_function_may_give_any_form_of_numbers() -> None:

@@ -167,11 +167,12 @@ def tally(plan: Plan, rows: Sequence[dict[str, Any]]) -> Tally:
 
 def measure_code(lm: AnyLM, plan: Plan) -> Tally:
     """All completions of a model drawn and run, without a run folder. Raises NoSandbox where there is none."""
-    _check_room(lm, plan)
+    check_room(lm, plan)
     return tally(plan, answer(lm, plan)(plan.jobs, 0))
 
 
-def _check_room(lm: AnyLM, plan: Plan) -> None:
+def check_room(lm: AnyLM, plan: Plan) -> None:
+    """Raises ValueError if the model's window has no room for the longest prompt and a token of an answer."""
     window = getattr(lm.engine.config, "max_position_embeddings", None) if isinstance(lm, LM) else None
     if window is None:
         return
@@ -204,7 +205,7 @@ def code(config: Code) -> Run | dict[str, Any]:
     compute, rows = run.compute(config), dict[str, list[dict[str, Any]]]()
     for arm, name in names.items():
         lm = open_in_run(run, dataclasses.replace(config, model=name), compute)
-        _check_room(lm, plan)
+        check_room(lm, plan)
         show_prompt(lm, plan.prompts()[0])
         rows[arm] = in_chunks(
             run,
@@ -318,7 +319,7 @@ def _expected(config: Code, plan: Plan, names: Sequence[str]) -> list[str]:
     s = plan.settings.index(plan.fixed)
     for name in names:
         lm, loading = timed(lambda name=name: LM.load(name, device=compute.device, dtype=compute.dtype))  # type: ignore[misc]
-        _check_room(lm, plan)
+        check_room(lm, plan)
 
         def draw(places: Sequence[int], n: int, most: int, lm: LM = lm) -> list[list[Sample]]:
             return _drawn(lm, plan, prompts, s, places, n, most)

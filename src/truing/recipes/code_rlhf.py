@@ -6,6 +6,7 @@ that has seen no code. pass@k of both on the same problems, on the same grid of 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +18,20 @@ from truing.data.code_tasks import CodeTask, load_tasks, task_to_row
 from truing.data.easy_functions import easy_tasks, solved
 from truing.data.files import write_rows
 from truing.data.prompts import PromptRow, load_prompt_rows
-from truing.measure.code import code
-from truing.models.heads import PreferenceModel
+from truing.measure.code import Plan, check_room, code, plan_of
+from truing.models.heads import FACTS, PreferenceModel
 from truing.models.lm import LM
-from truing.models.load import find_model, load_tokenizer
+from truing.models.load import find_model, load_tokenizer, model_file
 from truing.recipes.study_parts import Stopped, finished, folders, model_hashes
 from truing.report.drawing_code import code_figures
 from truing.report.page import write_story
 from truing.runs import Run
 from truing.runs.atomic import as_json
 from truing.train.ppo import train_ppo
-from truing.train.ppo_reward import RewardFn, load_reward
+from truing.train.ppo_reward import RewardFn, load_reward, reward_identity
+from truing.train.ppo_setup import check as check_ppo
 from truing.train.ppo_setup import data_hash as prompts_hash
+from truing.train.sft import check as check_lm
 from truing.train.sft import train_lm
 
 FINETUNED, RLHF, MEASURED = "finetuned", "rlhf", "pass-at-k"
@@ -56,16 +59,19 @@ def code_study(
     if tasks is None:
         tasks = load_tasks(config.problems) if config.problems else easy_tasks(split="test")
     rows = list(prompts) if prompts is not None else load_prompt_rows(config.prompts)
-    _check_names(config, lm, pm is not None or reward_fn is not None)
+    known = _checked(config, lm, pm, reward_fn)
     texts = None if config.data else [solved(task) for task in easy_tasks(split="train")]
     if config.dry_run:
         return {"lines": _expected(config, lm, texts, tasks, rows)}
-    known = model_hashes({"model": lm} if lm else None)
+    known |= model_hashes({"model": lm} if lm else None)
     known |= {"problems": hashlib.sha256(as_json([task_to_row(t) for t in tasks]).encode()).hexdigest()}
     known |= {"prompts": prompts_hash(rows)}
     run = Run.open("rlhf code", config, data_files=config.data, data_hashes=known, slug=Path(config.model).name)
     if run.done:
         return run
+    compute = run.compute(config)
+    plan = dataclasses.replace(_plan(config), tasks=tuple(tasks))
+    check_room(lm or LM.load(config.model, device=compute.device, dtype=compute.dtype), plan)
     write_rows(run.path / "problems.jsonl", [task_to_row(task) for task in tasks])
     start = folders(run, [config.model], {"model": lm} if lm else None).popitem()[1]
     try:
@@ -74,9 +80,9 @@ def code_study(
             run,
             config,
             RLHF,
-            lambda same: train_ppo(_ppo(config, run, **same), prompts=rows, pm=pm, reward_fn=reward_fn),
+            lambda same: train_ppo(_ppo(config, run.path, **same), prompts=rows, pm=pm, reward_fn=reward_fn),
         )
-        measured = finished(run, config, MEASURED, lambda same: code(_code(config, run, **same)))
+        measured = finished(run, config, MEASURED, lambda same: code(_code(config, run.path, **same)))
     except Stopped as stop:
         run.stop({}, [str(stop)])
         return run
@@ -84,18 +90,31 @@ def code_study(
     return run
 
 
-def _check_names(config: CodeStudy, lm: LM | None, rewarded: bool) -> None:
-    """A mistyped name must not be found out after the finetuning."""
+def _checked(
+    config: CodeStudy, lm: LM | None, pm: PreferenceModel | None, reward_fn: RewardFn | None
+) -> dict[str, str]:
+    """Refuse now what one of the three steps would refuse after hours; what stands for the reward in the identity."""
     if lm is None:
         load_tokenizer(find_model(config.model))
-    if rewarded:
-        return
+    everywhere: dict[str, Any] = {"seed": config.seed}
+    check_lm(_finetune(config, config.model or "given", **everywhere))
+    check_ppo(_ppo(config, Path(), **everywhere))
+    _plan(config)
+    known = reward_identity(pm, reward_fn)
+    if known:
+        return known
     if bool(config.pm) == bool(config.reward):
         raise ValueError("The reward is a preference model (--pm) or your own (--reward): give one of the two.")
     if config.pm:
-        load_tokenizer(find_model(config.pm))
-    else:
-        load_reward(config.reward)
+        if model_file(find_model(config.pm), FACTS, config.pm) is None:
+            raise ValueError(f"--pm {config.pm} is no preference model: expected a run of `pm train` or its folder.")
+        return {}
+    return {config.reward: load_reward(config.reward)[1]}
+
+
+def _plan(config: CodeStudy) -> Plan:
+    """How the last step measures, with the easy functions as problems."""
+    return plan_of(dataclasses.replace(_code(config, Path(), seed=config.seed), problems=None))
 
 
 def _finetune(config: CodeStudy, start: str, **same: Any) -> Finetune:
@@ -109,17 +128,17 @@ def _finetune(config: CodeStudy, start: str, **same: Any) -> Finetune:
     )
 
 
-def _ppo(config: CodeStudy, run: Run, **same: Any) -> PPOTrain:
+def _ppo(config: CodeStudy, folder: Path, **same: Any) -> PPOTrain:
     names = ("pm", "reward", "steps", "prompts_per_step", "samples_per_prompt", "max_new_tokens", "kl_coef")
     given = {name: getattr(config, name) for name in names}
-    return PPOTrain(policy=str(run.path / FINETUNED), prompts=[], learning_rate=config.learning_rate, **given, **same)
+    return PPOTrain(policy=str(folder / FINETUNED), prompts=[], learning_rate=config.learning_rate, **given, **same)
 
 
-def _code(config: CodeStudy, run: Run, **same: Any) -> Code:
+def _code(config: CodeStudy, folder: Path, **same: Any) -> Code:
     return Code(
-        model=str(run.path / RLHF),
-        before=str(run.path / FINETUNED),
-        problems=str(run.path / "problems.jsonl"),
+        model=str(folder / RLHF),
+        before=str(folder / FINETUNED),
+        problems=str(folder / "problems.jsonl"),
         samples=config.samples,
         ks=config.ks,
         temperatures=config.temperatures,

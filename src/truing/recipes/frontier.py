@@ -6,6 +6,8 @@ times; from those replies come the bound, best of n, and what a claimed gain mus
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +38,12 @@ from truing.models.lm import LM
 from truing.report import figures
 from truing.report.page import write_story
 from truing.runs import Run
-from truing.runs.atomic import read_rows
+from truing.runs.atomic import as_json, read_rows
 from truing.stats import Interval
 from truing.train.cost import sampling, timed
 from truing.train.ppo_batch import draw
 from truing.train.ppo_eval import EVALUATIONS
-from truing.train.ppo_reward import load_reward
+from truing.train.ppo_reward import ask, load_reward
 from truing.types import Dialogue
 
 Judge = Callable[[list[Dialogue]], Any]
@@ -94,7 +96,7 @@ def frontier(config: Frontier) -> Run | dict[str, Any]:
     starts = list({p.start: p for p in policies}.values())
     if config.dry_run:
         return {"lines": _expected(config, starts, n)}
-    run = Run.open("rlhf frontier", config, slug=policies[0].name)
+    run = Run.open("rlhf frontier", config, data_hashes=_known(policies), slug=policies[0].name)
     if run.done:
         return run
     compute = run.compute(config)
@@ -134,10 +136,17 @@ def read_policies(names: Sequence[str]) -> list[Policy]:
     return out
 
 
+def _known(policies: Sequence[Policy]) -> dict[str, str]:
+    """What stands for the policies in the run's identity: a run may go on, and a reward function may be rewritten."""
+    known = {f"rows {p.name}": hashlib.sha256(as_json(p.rows).encode()).hexdigest() for p in policies}
+    rewards = {str(p.config["reward"]) for p in policies if p.config.get("reward")}
+    return known | {f"reward {name}": load_reward(name)[1] for name in rewards}
+
+
 def load_judge(config: Mapping[str, Any], compute: Any) -> Judge:
     """The preference model (centred) or the reward function that a policy was trained against."""
     if config.get("reward"):
-        return load_reward(str(config["reward"]))[0]
+        return functools.partial(ask, load_reward(str(config["reward"]))[0])
     return PreferenceModel.load(config["pm"], device=compute.device, dtype=compute.dtype).score
 
 

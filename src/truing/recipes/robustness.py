@@ -8,7 +8,7 @@ train-PM rises above the test-PM, the policy has begun to learn the train-PM's m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from truing.measure.robustness import check_apart, curve, gains, halves, onset, 
 from truing.models.lm import LM
 from truing.recipes.study_parts import (
     Stopped,
+    check_parts,
     finished,
     folders,
     model_hashes,
@@ -40,11 +41,11 @@ from truing.train.pm import train_pm
 from truing.train.pm_setup import data_hash as pairs_hash
 from truing.train.ppo import train_ppo
 from truing.train.ppo_eval import EVALUATIONS
-from truing.train.ppo_reward import load_reward
+from truing.train.ppo_reward import RewardFn, ask, load_reward, reward_identity
 from truing.train.ppo_setup import data_hash as prompts_hash
 from truing.types import Comparison, Dialogue
 
-Gold = Callable[[list[Dialogue]], Any]
+Gold = RewardFn
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def robustness(
     stand in for what the config names. The same call again resumes. Raises ValueError for halves that share a
     conversation, and for what `train_pm` and `train_ppo` refuse.
     """
+    check_parts(config)
     names = names_of(config.models, lms)
     parts = split(list(comparisons) if comparisons is not None else load_comparisons(config.data), config)
     asked = rl_prompts(config, parts, prompts)
@@ -81,7 +83,12 @@ def robustness(
     if prompts is not None:
         known["prompts"] = prompts_hash(prompts)
     if gold is None and config.gold:
-        gold, known[config.gold] = load_reward(config.gold)
+        gold, known[config.gold] = load_reward(config.gold, "--gold")
+    elif gold is not None:
+        known |= reward_identity(None, gold, "gold")
+    if gold is not None:
+        one = parts.held_out[0]
+        ask(gold, [one.chosen_dialogue, one.rejected_dialogue])  # what fails must fail before hours of training
     files = [*([] if comparisons is not None else config.data), *([] if prompts is not None else config.prompts)]
     run = Run.open("rlhf robustness", config, data_files=files, data_hashes=known, slug=names[-1])
     if run.done:
@@ -194,8 +201,8 @@ def _tables(child: Run, policy: str, pm: str, names: Sequence[str], gold: Gold |
     if gold is not None:
         kept = child.path / "gold.json"
         if not kept.exists():
-            scores = gold([Dialogue.from_messages(row["dialogue"]) for row in rows])
-            atomic_write(kept, json.dumps(np.asarray(scores, dtype=float).tolist()))
+            scores = ask(gold, [Dialogue.from_messages(row["dialogue"]) for row in rows])
+            atomic_write(kept, json.dumps(scores.tolist()))
         scores = json.loads(kept.read_text())
         judged = by_prompt([row | {"gold": x} for row, x in zip(rows, scores, strict=True)], "gold")
     tests = {name: by_prompt(rows, f"score/test-{name}") for name in names}

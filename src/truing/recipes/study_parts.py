@@ -12,7 +12,9 @@ from truing.data.prompts import PromptRow
 from truing.models.lm import LM
 from truing.runs import Run
 from truing.text import to_hh
+from truing.train.pm_setup import check as check_pm
 from truing.train.ppo_models import weights_hash
+from truing.train.ppo_setup import check as check_ppo
 from truing.types import Comparison
 
 
@@ -60,6 +62,18 @@ def folders(run: Run, models: Sequence[str], lms: Mapping[str, LM] | None) -> di
     return {name: str(run.path / "models" / name) for name in lms}
 
 
+def check_parts(config: Robustness | Tension) -> None:
+    """Refuse what a study's preference models or policies would refuse, before hours of training have passed.
+
+    Raises ValueError.
+    """
+    for name in ("samples", "evaluations", "eval_prompts"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; expected 1 or more.")
+    check_pm(pm_config(config, ""))
+    check_ppo(ppo_config(config, "", ""))
+
+
 def pm_config(config: StudyPM, init: str, **options: Any) -> PMTrain:
     """How the study trains a preference model."""
     given: dict[str, Any] = {
@@ -77,7 +91,7 @@ def pm_config(config: StudyPM, init: str, **options: Any) -> PMTrain:
 
 def ppo_config(config: Robustness | Tension, policy: str, pm: str, **options: Any) -> PPOTrain:
     """How the study trains a policy: steps and evaluations follow from its samples."""
-    steps = max(1, config.samples // (config.prompts_per_step * config.samples_per_prompt))
+    steps = max(1, config.samples // max(1, config.prompts_per_step * config.samples_per_prompt))
     same = ("prompts_per_step", "samples_per_prompt", "ppo_epochs", "minibatches", "max_new_tokens", "stop_after",
             "kl_coef", "learning_rate", "value_learning_rate", "warmup_samples", "frozen_layers")  # fmt: skip
     given: dict[str, Any] = {name: getattr(config, name) for name in same}

@@ -22,6 +22,7 @@ from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.recipes.study_parts import (
     Stopped,
+    check_parts,
     finished,
     folders,
     model_hashes,
@@ -40,6 +41,7 @@ from truing.train.pm_numbers import KINDS
 from truing.train.pm_setup import data_hash as pairs_hash
 from truing.train.ppo import train_ppo
 from truing.train.ppo_eval import EVALUATIONS
+from truing.train.ppo_setup import check_kinds
 from truing.train.ppo_setup import data_hash as prompts_hash
 from truing.types import Comparison
 
@@ -74,6 +76,7 @@ def tension(
     that mean nothing, or too few comparisons of a kind.
     """
     check(config)
+    check_parts(config)
     names = names_of(config.models, lms)
     rows, _ = training_comparisons(comparisons if comparisons is not None else load_comparisons(config.data))
     train, held_out = split_by_conversation(rows, config.eval_share, config.seed)
@@ -86,6 +89,9 @@ def tension(
     total = config.total or min(pair[0] for pair in counts.values())
     for share in (0.0, 1.0):
         mix(train, share, total, config.seed)  # refuse what cannot be mixed before anything is trained
+    asked = list(prompts) if prompts is not None else rl_prompts(config, train, held_out)
+    for share in config.rl_shares:
+        check_kinds(asked, share)
     if config.dry_run:
         return {"lines": _expected(config, names, train, total)}
     known = model_hashes(lms)
@@ -96,7 +102,7 @@ def tension(
     if run.done:
         return run
     try:
-        found = study(run, config, folders(run, config.models, lms), train, held_out, total, prompts)
+        found = study(run, config, folders(run, config.models, lms), train, held_out, total, asked)
     except Stopped as stop:
         run.stop({}, [str(stop)])
         return run
@@ -117,6 +123,11 @@ def check(config: Tension) -> None:
         raise ValueError(f"total is {config.total}; expected a number of comparisons, or 0.")
 
 
+def rl_prompts(config: Tension, train: Sequence[Comparison], held_out: Sequence[Comparison]) -> list[PromptRow]:
+    """Prompts that policies are trained on: never those of held-out conversations."""
+    return load_prompt_rows(config.prompts, not_in=held_out) if config.prompts else prompts_of(train)
+
+
 def study(
     run: Run,
     config: Tension,
@@ -124,7 +135,7 @@ def study(
     train: Sequence[Comparison],
     held_out: Sequence[Comparison],
     total: int,
-    prompts: Sequence[PromptRow] | None,
+    asked: Sequence[PromptRow],
 ) -> Found:
     """Train everything that is asked for."""
     found = Found()
@@ -149,7 +160,7 @@ def study(
             found.losses[model] = helpful_loss(gaps[min(gaps)], gaps[max(gaps)], held_out, config.seed)
     if config.rl_shares:
         judge = run.path / f"weight-{model}-{min(weights, key=lambda w: abs(w - 1)):g}"
-        policies(run, config, models[model], judge, train, held_out, prompts, found)
+        policies(run, config, models[model], judge, held_out, asked, found)
     return found
 
 
@@ -158,15 +169,11 @@ def policies(
     config: Tension,
     model: str,
     judge: Any,
-    train: Sequence[Comparison],
     held_out: Sequence[Comparison],
-    prompts: Sequence[PromptRow] | None,
+    asked: Sequence[PromptRow],
     found: Found,
 ) -> None:
     """Train a policy at every share of harmless prompts; keep its evaluations and the data's scores by kind."""
-    if prompts is None:
-        prompts = load_prompt_rows(config.prompts, not_in=held_out) if config.prompts else prompts_of(train)
-    asked = prompts
     most = max(1, config.eval_prompts // len(KINDS))
     each = [prompts_of([c for c in held_out if c.kind == kind], most) for kind in KINDS]
     for share in config.rl_shares:

@@ -33,7 +33,8 @@ from truing.train.parallel import ALONE, Group, compute_of, group_for, open_run,
 from truing.train.pm_setup import data_hash as hash_of
 from truing.train.ppo_eval import stopped_numbers
 from truing.train.ppo_math import explained_variance, gae, kl_estimates, net_of_length, place_rewards, rloo, whiten
-from truing.train.ppo_reward import RewardFn, load_reward
+from truing.train.ppo_models import weights_hash
+from truing.train.ppo_reward import RewardFn, load_reward, reward_identity
 from truing.train.ppo_setup import batch_line, check, data_hash, prompt_rows, tell_leaks
 from truing.train.ppo_trainer import PPO
 from truing.train.ppo_watch import Watch, policy_accuracy
@@ -71,6 +72,9 @@ def train_ppo(
     reward_fn, hashes = _reward(config, pm, reward_fn)
     given: dict[str, Any] = {"prompts": prompts, "eval_prompts": eval_prompts, "refusal_prompts": refusal_prompts}
     hashes |= {name: data_hash(items) for name, items in given.items() if items is not None}
+    hashes |= {} if lm is None else {"policy": str(weights_hash(lm.model))}
+    for name, judge in (test_pms or {}).items():
+        hashes |= reward_identity(judge, None, f"test_pm {name}")
     hashes |= {} if eval_comparisons is None else {"eval_comparisons": hash_of(eval_comparisons)}
     given["eval_comparisons"] = eval_comparisons
     files = [file for name, items in given.items() if items is None for file in getattr(config, name)]
@@ -120,7 +124,7 @@ def _reward(
 ) -> tuple[RewardFn | None, dict[str, str]]:
     """The reward function, if that is the reward, and its name → what stands for it in the run's identity."""
     if pm is not None or reward_fn is not None:
-        return reward_fn, {}
+        return reward_fn, reward_identity(pm, reward_fn)
     if bool(config.pm) == bool(config.reward):
         raise ValueError(
             f"The reward is {'both --pm and --reward' if config.pm else 'missing'}. Give --pm, a preference model, or "

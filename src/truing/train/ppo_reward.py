@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from truing.models.client import Client, Refused, ServerError
+from truing.models.heads import PreferenceModel
 from truing.text import to_hh
+from truing.train.ppo_models import weights_hash
 from truing.types import Dialogue
 
 RewardFn = Callable[[list[Dialogue]], Any]
@@ -31,43 +33,70 @@ ROWS = 32
 """Dialogues in one request to a reward server."""
 
 
-def load_reward(name: str) -> tuple[RewardFn, str]:
-    """The reward function that ``--reward`` names, and what stands for it in a run's identity.
+def load_reward(name: str, option: str = "--reward") -> tuple[RewardFn, str]:
+    """The reward function that ``--reward`` (or another ``option``) names, and what stands for it in a run's identity.
 
     Of a Python function that is the hash of the file it stands in; of a server only its address is known.
     Raises ValueError for what cannot be found or imported.
     """
     if name.startswith(("http://", "https://")):
         return RewardServer(name), f"server:{name}"
-    return _python_reward(name)
+    return _python_reward(name, option)
 
 
-def _python_reward(name: str) -> tuple[RewardFn, str]:
+def _python_reward(name: str, option: str) -> tuple[RewardFn, str]:
     where, _, what = name.partition(":")
-    form = f"--reward is {name!r}; expected module:function of a file in {os.getcwd()}, or http://host:port/path."
+    form = f"{option} is {name!r}; expected module:function of a file in {os.getcwd()}, or http://host:port/path."
     if where.endswith(".py"):
         raise ValueError(
             f"{form} Without the ending: {where.removesuffix('.py').replace(os.sep, '.')}:{what or 'score'}"
         )
     if not where or not what:
         raise ValueError(form)
-    module = _imported(where, name)
+    module = _imported(where, f"{option} {name}")
     found: Any = module
     for part in what.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, dir(found), 1)
             hint = f" Did you mean {where}:{near[0]}?" if near else ""
-            raise ValueError(f"--reward {name}: {module.__file__ or where} has no {part!r}.{hint}")
+            raise ValueError(f"{option} {name}: {module.__file__ or where} has no {part!r}.{hint}")
         found = getattr(found, part)
     if not callable(found):
-        raise ValueError(f"--reward {name} is a {type(found).__name__}; expected a function of a list of dialogues.")
+        raise ValueError(f"{option} {name} is a {type(found).__name__}; expected a function of a list of dialogues.")
     files = {module.__file__, inspect.getsourcefile(inspect.unwrap(found)) if inspect.isroutine(found) else None}
     digest = hashlib.sha256(b"\0".join(Path(file).read_bytes() for file in sorted(filter(None, files))))
     return found, f"function:{name} sha256:{digest.hexdigest()}"
 
 
-def _imported(module: str, name: str) -> Any:
-    """A module of the working folder, or any other that Python finds."""
+def reward_identity(pm: PreferenceModel | None, reward_fn: RewardFn | None, name: str = "reward") -> dict[str, str]:
+    """What stands for a reward handed over in memory in a run's identity, under ``name``; nothing if there is none.
+
+    Of a preference model that is its weights; of a function its source text and the values it closes over, or its
+    name where Python keeps no source (a built-in, the prompt of an interpreter).
+    """
+    if pm is not None:
+        return {name: f"pm:{weights_hash(pm.backbone)}:{weights_hash(pm.head)}:{pm.reference_mean!r}"}
+    if reward_fn is None:
+        return {}
+    plain = inspect.unwrap(reward_fn)
+    try:
+        text = inspect.getsource(plain if inspect.isroutine(plain) else type(plain))
+    except (OSError, TypeError):
+        text = f"{getattr(plain, '__module__', '')}.{getattr(plain, '__qualname__', type(plain).__qualname__)}"
+    held = [cell.cell_contents for cell in getattr(plain, "__closure__", None) or () if _is_plain(cell)]
+    return {name: f"function sha256:{hashlib.sha256(repr((text, held)).encode()).hexdigest()}"}
+
+
+def _is_plain(cell: Any) -> bool:
+    """Whether a closed-over value is one whose text is the same in every process."""
+    try:
+        return isinstance(cell.cell_contents, str | int | float | bool | bytes | None)
+    except ValueError:  # not filled yet
+        return False
+
+
+def _imported(module: str, given: str) -> Any:
+    """A module of the working folder, or any other that Python finds; ``given`` is the option and its value."""
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -79,13 +108,13 @@ def _imported(module: str, name: str) -> Any:
             there = sorted(path.stem for path in Path(here).glob("*.py"))
             near = difflib.get_close_matches(module, there, 1)
             hint = f" Did you mean {near[0]}?" if near else f" Python files here: {', '.join(there[:8]) or 'none'}."
-            raise ValueError(f"--reward {name}: there is no module {module!r} in {here}.{hint}") from None
-        raise ValueError(f"--reward {name} cannot be imported: {told(missing)}") from missing
+            raise ValueError(f"{given}: there is no module {module!r} in {here}.{hint}") from None
+        raise ValueError(f"{given} cannot be imported: {told(missing)}") from missing
     except Exception as problem:
-        raise ValueError(f"--reward {name} cannot be imported: {told(problem)}") from problem
+        raise ValueError(f"{given} cannot be imported: {told(problem)}") from problem
 
 
-def told(problem: Exception) -> str:
+def told(problem: BaseException) -> str:
     """An exception of the user's code in one line: what it says, and the user's line that raised it."""
     said = f"{type(problem).__name__}: {problem}".rstrip(": ")
     if isinstance(problem, SyntaxError):
@@ -109,7 +138,7 @@ def ask(reward_fn: RewardFn, dialogues: list[Dialogue]) -> np.ndarray:
         found = reward_fn(list(dialogues))
     except (ServerError, Refused):
         raise  # they say what is wrong themselves
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise ValueError(f"The reward function {who} failed: {told(problem)}") from problem
     try:
         scores = np.asarray(found, dtype=float)
