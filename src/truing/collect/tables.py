@@ -213,18 +213,22 @@ job = Table(
     row_id(),
     of("conversation"),
     Column("turn", Integer, nullable=False),
+    Column("round", Integer, nullable=False, default=0),
+    Column("arms", JSON, nullable=False),
+    Column("weights", JSON, nullable=False),
     Column("state", String(12), nullable=False, index=True),
     Column("owner", String(64)),
     Column("lease_until", BigInteger),
     Column("tries", Integer, nullable=False, default=0),
     Column("error", Text),
-    moment("created_at"),
+    Column("created_at", BigInteger, nullable=False, index=True),
     Column("done_at", BigInteger),
     Column("show_at", BigInteger),
     UniqueConstraint("conversation_id", "turn"),
     CheckConstraint("state IN ('waiting', 'running', 'done', 'failed')", name="state"),
 )
-"""Replies to be drawn for a turn. ``show_at``: no reader sees them earlier (the common delay)."""
+"""Replies to be drawn for a turn by ``arms`` (an id for each reply), drawn with ``weights``. ``round``: how often the
+person asked again after a failure. ``show_at``: no reader sees the replies earlier (the common delay)."""
 
 choice = Table(
     "choice",

@@ -21,7 +21,8 @@ from truing.text import from_hh, to_hh
 from truing.types import Comparison, Dialogue, Kind
 
 log = logging.getLogger("truing")
-_RULE = "\n\n-----"
+RULE = "\n\n-----"
+"""Stands between conversations; a model that goes on with it has ended its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def occupations() -> tuple[list[str], list[tuple[str, str]]]:
 
 def hhh_dialogues(short: bool = False) -> list[Dialogue]:
     """The 14 conversations of the HHH prompt; ``short`` keeps the first exchange of each."""
-    parts = _hhh_text().split(_RULE)[1:]
+    parts = _hhh_text().split(RULE)[1:]
     dialogues = [from_hh(part) for part in parts]
     return [Dialogue(d.turns[:2]) for d in dialogues] if short else dialogues
 
@@ -103,8 +104,13 @@ def hhh_prompt(short: bool = False) -> str:
     Our own words; the idea of 14 conversations is 2204.05862 App A.1's. It ends in a rule, so that
     ``hhh_prompt() + to_hh(dialogue)`` opens one more conversation. ``short`` has at most 2,000 SmolLM2 tokens.
     """
-    intro = _hhh_text().split(_RULE)[0]
-    return intro + "".join(_RULE + to_hh(d) for d in hhh_dialogues(short)) + _RULE
+    intro = _hhh_text().split(RULE)[0]
+    return intro + "".join(RULE + to_hh(d) for d in hhh_dialogues(short)) + RULE
+
+
+def one_shot_prompt() -> str:
+    """One conversation of three turns in HH format, and a rule: what a plain model is shown (2209.07858 §3.2)."""
+    return to_hh(hhh_dialogues()[0]).lstrip("\n") + RULE
 
 
 def _hhh_text() -> str:

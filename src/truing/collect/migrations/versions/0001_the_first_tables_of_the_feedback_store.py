@@ -303,6 +303,9 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("conversation_id", sa.String(length=32), nullable=False),
         sa.Column("turn", sa.Integer(), nullable=False),
+        sa.Column("round", sa.Integer(), nullable=False),
+        sa.Column("arms", sa.JSON(), nullable=False),
+        sa.Column("weights", sa.JSON(), nullable=False),
         sa.Column("state", sa.String(length=12), nullable=False),
         sa.Column("owner", sa.String(length=64), nullable=True),
         sa.Column("lease_until", sa.BigInteger(), nullable=True),
@@ -320,6 +323,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("job", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_job_conversation_id"), ["conversation_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_job_created_at"), ["created_at"], unique=False)
         batch_op.create_index(batch_op.f("ix_job_state"), ["state"], unique=False)
 
     op.create_table(
@@ -511,6 +515,7 @@ def downgrade() -> None:
     op.drop_table("message")
     with op.batch_alter_table("job", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_job_state"))
+        batch_op.drop_index(batch_op.f("ix_job_created_at"))
         batch_op.drop_index(batch_op.f("ix_job_conversation_id"))
 
     op.drop_table("job")
