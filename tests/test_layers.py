@@ -138,7 +138,8 @@ def test_imports_point_up_and_doors_hold():
 
 
 def test_no_file_is_long():
-    sizes = {str(p.relative_to(SRC)): len(p.read_text(encoding="utf-8").splitlines()) for p in SRC.rglob("*.py")}
+    files = [p for p in SRC.rglob("*.py") if "migrations" not in p.parts]  # generated
+    sizes = {str(p.relative_to(SRC)): len(p.read_text(encoding="utf-8").splitlines()) for p in files}
     assert {name: n for name, n in sizes.items() if n > MOST_LINES} == {}
 
 
