@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from truing.data.files import DataError
-from truing.data.lessons import Lesson, load_lessons, mixed
+from truing.data.lessons import Lesson, held_last, load_lessons, mixed
 from truing.text import to_hh
 from truing.types import Dialogue
 
@@ -70,3 +71,18 @@ def test_the_larger_part_is_cut_to_the_share_asked_for():
         mixed([], 0.5)
     with pytest.raises(ValueError, match="text_share is 2"):
         mixed(some(1, 1), 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_conversation_is_both_learned_and_held_out(seed: int):
+    """Table row 27 for distillation. Planted: the last rows held out, whatever conversation they belong to."""
+    random = np.random.default_rng(seed)
+    firsts = [f"Question {i}?" for i in random.integers(0, 12, 60)]
+    rows = [Lesson(Dialogue().ask(q).reply(f"Reply {i}"), "dialogue") for i, q in enumerate(firsts)] + some(15, 0)
+    found, held = held_last(mixed(rows, 0.2, seed), 0.25, seed)
+    assert sorted(map(repr, found)) == sorted(map(repr, mixed(rows, 0.2, seed))) and 10 <= held <= 28
+    learned, kept = ({x.dialogue.turns[0].text for x in part} for part in (found[:-held], found[-held:]))
+    assert learned and kept and not learned & kept
+    assert held_last(rows, 0.0) == (rows, 0)
+    one = [x for x in rows if x.dialogue.turns[0].text == firsts[0]]
+    assert held_last(one, 0.5) == (one, 0), "one conversation cannot be split"

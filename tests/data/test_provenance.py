@@ -9,7 +9,7 @@ import pytest
 
 from truing.data.comparisons import load_comparisons
 from truing.data.prompts import PromptRow, load_prompt_rows
-from truing.data.provenance import HELD_OUT, check_provenance, held_out_ids, leaks
+from truing.data.provenance import HELD_OUT, check_provenance, held_out_conversations, held_out_ids, leaks
 from truing.types import Dialogue
 
 
@@ -49,3 +49,11 @@ def test_the_same_conversation_under_another_id_is_found(tmp_path: Path):
 
 def test_a_folder_that_says_nothing_holds_nothing_out(tmp_path: Path):
     assert held_out_ids(tmp_path) == set()
+
+
+def test_a_conversation_decides_where_it_is_known_and_an_id_where_it_is_not(tmp_path: Path):
+    """Rows of two files of one name have the same ids; a folder written by an older run knows ids alone."""
+    prompts = load_prompt_rows(rows(tmp_path))
+    assert leaks(prompts, {"hh:3"}, ["question 4"])[0][0].id == "hh:5"
+    (tmp_path / HELD_OUT).write_text('{"id": "hh:3", "gap": 0.5, "conversation": "question 4"}\n{"id": "hh:5"}\n')
+    assert held_out_conversations(tmp_path) == {"question 4"} and held_out_conversations(tmp_path / "no") == set()

@@ -215,6 +215,21 @@ def test_another_teachers_cache_is_refused():
 # ---------------------------------------------------------------- the run
 
 
+def test_what_a_run_holds_out_begins_like_nothing_it_learns(monkeypatch: pytest.MonkeyPatch):
+    """Table row 27 for distillation. Planted: texts held out by place, so that a reply's twin is learned."""
+    Path("p.txt").write_text(PROMPT)
+    rows = [Lesson(Dialogue().ask(f"Question {i % 6}?").reply(f"{i}."), "dialogue") for i in range(36)]
+    built: list[DistillTrainer] = []
+    plain = DistillTrainer.__init__
+    monkeypatch.setattr(DistillTrainer, "__init__", lambda self, *a, **k: (built.append(self), plain(self, *a, **k))[1])
+    distill(config(), lessons=rows, lm=toy_lm())
+    (trainer,) = built
+    texts = [trainer.lm.tokenizer.decode(ids) for ids in trainer.sequences]
+    asked = [text.split("?")[0].split("Question ")[1] for text in texts]
+    learned, held = set(asked[: trainer.num_train]), set(asked[trainer.num_train :])
+    assert learned | held == set("012345") and held and not learned & held
+
+
 def test_a_killed_run_ends_with_the_same_weights(monkeypatch: pytest.MonkeyPatch):
     Path("p.txt").write_text(PROMPT)
     rows = lessons(16)

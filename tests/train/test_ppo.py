@@ -174,11 +174,43 @@ def test_a_length_neutral_policy_earns_nothing_by_length() -> None:
 
 
 def test_a_reward_function_must_give_one_finite_number_each() -> None:
-    for wrong in (lambda d: np.zeros(3), lambda d: np.full(len(d), np.nan)):
+    """Planted: sizes compared in place of shapes, so that a column passes; inf taken for a number."""
+
+    def last(wrong: float) -> Any:
+        return lambda d: np.array([0.0] * (len(d) - 1) + [wrong])
+
+    several = (lambda d: np.zeros(3), lambda d: np.zeros((len(d), 1)), lambda d: np.float64(1.0), lambda d: [])
+    for wrong in (*several, last(np.nan), last(np.inf), last(-np.inf)):
         with pytest.raises(ValueError, match="expected one finite number per dialogue"):
             toy(reward_fn=wrong).step(0)
     with pytest.raises(ValueError, match="either a preference model or a reward function"):
         PPO(config(), toy_lm(), [PromptRow(PROMPTS[0], "1", 1, "toy")])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_advantages_are_whitened_over_reply_tokens_and_value_targets_are_not(seed: int) -> None:
+    """Row 21, in the trainer. Planted: advantages as GAE gives them; value targets made of the whitened ones."""
+    random = np.random.default_rng(seed)
+    ppo = toy(gae_lambda=0.7, gamma=0.9, kl_coef=0.3, stop_after=[chr(c) for c in range(32, 96)])
+    replies = ppo._sample(ppo.policy, ppo.prompts_of(seed), seed)
+    _, batch = ppo.look(replies)
+    assert len({len(r.ids) for r in replies}) > 1
+    value, gap = (random.normal(0, s, batch.mask.shape) for s in (2.0, 0.5))
+    batch.values, batch.lp_ref = torch.from_numpy(value).float(), batch.lp_old - torch.from_numpy(gap).float()
+    scores = random.normal(3, 5, len(replies))
+    ppo.advantages(batch, torch.from_numpy(scores).float())
+    plain, targets = [], []
+    for i, r in enumerate(replies):
+        n, v = len(r.ids), [*value[i, : len(r.ids)], 0.0]
+        reward = [-0.3 * gap[i, t] + (scores[i] if t == n - 1 else 0.0) for t in range(n)]
+        delta = [reward[t] + 0.9 * v[t + 1] - v[t] for t in range(n)]
+        mine = [sum(0.63 ** (k - t) * delta[k] for k in range(t, n)) for t in range(n)]
+        plain += mine
+        targets += [a + b for a, b in zip(mine, v, strict=False)]
+    wanted = (np.array(plain) - np.mean(plain)) / np.std(plain)
+    np.testing.assert_allclose(batch.advantages[batch.mask], wanted, atol=1e-4)
+    np.testing.assert_allclose(batch.returns[batch.mask], targets, atol=1e-4)
+    assert not batch.advantages[~batch.mask].any()
 
 
 def letters(dialogues: list[Dialogue]) -> np.ndarray:

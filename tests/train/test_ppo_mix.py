@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from ppo_toys import PROMPTS, config, toy_lm, toy_pm
 
+from truing.configs import PMTrain
+from truing.data.files import write_rows
 from truing.data.prompts import PromptRow, load_prompt_rows
 from truing.models.family import new_model, word_tokenizer
 from truing.models.lm import LM
 from truing.report.page import build
 from truing.runs import Run
 from truing.text import refuses
+from truing.train.pm import train_pm
 from truing.train.ppo import PPO, train_ppo
 from truing.train.ppo_setup import data_hash, prompts_at
 from truing.train.ppo_watch import Watch
@@ -196,3 +199,36 @@ def test_more_harmless_prompts_make_a_policy_that_refuses_more(seed: int) -> Non
             ppo.step(step)
         rates.append(refusal_chance(ppo.policy))
     assert rates == sorted(rates) and rates[-1] > rates[0] + 0.2, rates
+
+
+# Prompts that the preference model held out
+
+
+def test_no_prompt_stems_from_what_the_judge_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 27, from `pm train` to `rlhf train`. Planted: the check left out; by the ids of rows, which files share."""
+    pairs = [{"prompt": f"Question {i % 10}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(40)]
+    for folder in ("compared", "others"):  # two files of one name, so that their rows have the same ids
+        (tmp_path / folder).mkdir()
+    file, other = tmp_path / "compared" / "train.jsonl", tmp_path / "others" / "train.jsonl"
+    write_rows(file, pairs)
+    write_rows(other, [{"prompt": f"Other {i}?"} for i in range(40)])
+    toy_lm().save(tmp_path / "lm")
+    quick: dict[str, Any] = {"device": "cpu", "dtype": "float32", "threads": 1}
+    pm = train_pm(PMTrain(init=str(tmp_path / "lm"), data=[str(file)], eval_share=0.3, out=tmp_path / "pm", **quick))
+    ids = {row["id"] for row in map(json.loads, (tmp_path / "pm" / "held_out.jsonl").read_text().splitlines())}
+    held = {pairs[int(name.split(":")[1]) - 1]["prompt"] for name in ids}
+    write_rows(tmp_path / "written.jsonl", [{"id": "w", "prompt": "New?", "examples": [min(ids)]}])
+    trained: list[PromptRow] = []
+    plain = PPO.finish
+    monkeypatch.setattr(PPO, "finish", lambda self, run: (trained.extend(self.prompts), plain(self, run))[1])
+    files = [str(file), str(other), str(tmp_path / "written.jsonl")]
+    names: dict[str, Any] = {"policy": str(tmp_path / "lm"), "pm": str(pm.path), "prompts": files}  # type: ignore[union-attr]
+    run = train_ppo(config(tmp_path / "run", steps=1, **names))
+    asked = [row.dialogue.turns[0].text for row in trained]
+    wanted = {pair["prompt"] for pair in pairs} - held
+    assert 0 < len(held) < 10 and set(asked) == wanted | {f"Other {i}?" for i in range(40)}
+    notes = run.summary()["notes"]  # type: ignore[union-attr]
+    assert any(f"{len(ids) + 1} of 81 prompts were left out: they stem from what" in note for note in notes), notes
+    write_rows(file, [pair for pair in pairs if pair["prompt"] in held])
+    with pytest.raises(ValueError, match="None is left: give prompts that it was trained on"):
+        train_ppo(config(tmp_path / "none", **names | {"prompts": [str(file)]}))

@@ -195,3 +195,18 @@ def test_a_pack_budget_changes_no_loss():
     losses = [trainer.backward(trainer.train_set, budget)[0] for budget in (40, 4000)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert len(tree.pack([r.ids for r in trainer.train_set], 40)) > 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_conversation_is_both_learned_and_held_out(seed: int):
+    """§20 row 27 for finetuning. Planted: rows held out at random; held-out data that is not compared with the data."""
+    random = np.random.default_rng(seed)
+    talks = [Dialogue().ask(f"Question {q}?").reply(f"Reply {i}.") for i, q in enumerate(random.integers(0, 15, 80))]
+    train, held = sft._data(config(eval_share=0.2, seed=seed), talks, None, [])
+    asked = [{d.turns[0].text for d in part} for part in (train, held)]
+    assert len(train) + len(held) == 80 and all(asked) and not asked[0] & asked[1]
+    notes: list[str] = []
+    shared = [TALK, talks[0].prompt.reply("Another reply."), talks[1].reply("Go on.")]
+    assert sft._data(config(), talks, shared, notes)[1] == shared
+    count = len({talks[0].turns[0].text, talks[1].turns[0].text})
+    assert notes == [f"{count} held-out documents begin like training ones: their loss is too favourable."]

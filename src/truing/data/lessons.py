@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from truing.data.comparisons import Paths
+from truing.data.comparisons import Paths, conversation_key, split_by_conversation
 from truing.data.files import DataError, read_rows
 from truing.data.pairs import is_comparison, prompt_of, read_pair
 from truing.types import Dialogue
@@ -107,3 +107,15 @@ def mixed(lessons: Sequence[Lesson], text_share: float, seed: int = 0) -> list[L
         raise ValueError("There is nothing to distil on: give --data with rows of text, questions or dialogues.")
     order.shuffle(out)
     return out
+
+
+def held_last(lessons: Sequence[Lesson], share: float, seed: int = 0) -> tuple[list[Lesson], int]:
+    """The lessons with about ``share`` of them, which are held out, at the end; and how many those are.
+
+    Whole conversations are held out (a plain text is one by itself), so that no beginning is in both parts. Of a
+    single conversation, or with a share of 0, none is.
+    """
+    if share == 0 or len({conversation_key(x) for x in lessons}) < 2:
+        return list(lessons), 0
+    learned, held = split_by_conversation(lessons, share, seed)
+    return [*learned, *held], len(held)

@@ -12,6 +12,7 @@ import numpy as np
 
 from truing.configs import PMMixing
 from truing.data.comparisons import conversation_key, load_comparisons, split_by_conversation, training_comparisons
+from truing.data.provenance import HELD_OUT
 from truing.models.lm import LM
 from truing.recipes.study_parts import Stopped, finished, folders, model_hashes, pm_config
 from truing.report import figures
@@ -19,7 +20,7 @@ from truing.report.page import write_story
 from truing.runs import Run
 from truing.runs.atomic import read_rows
 from truing.stats import Interval, difference_interval, mean_interval, se
-from truing.train.pm import HELD_OUT, train_pm
+from truing.train.pm import train_pm
 from truing.train.pm_numbers import correctness
 from truing.train.pm_setup import data_hash
 from truing.types import Comparison

@@ -21,6 +21,7 @@ from truing.configs import PMScaling, PMTrain
 from truing.data import toy_hh
 from truing.data.comparisons import comparison_to_row, conversation_key, load_comparisons, split_by_conversation
 from truing.data.files import write_rows
+from truing.data.provenance import HELD_OUT
 from truing.models.family import by_size, byte_tokenizer, new_model, num_params, word_tokenizer
 from truing.models.lm import LM
 from truing.report import figures
@@ -28,7 +29,7 @@ from truing.report.page import write_story
 from truing.runs import Run, sweep
 from truing.stats import Interval, mean_interval
 from truing.stats.scaling import log_linear, scaling_fit
-from truing.train.pm import HELD_OUT, train_pm
+from truing.train.pm import train_pm
 from truing.train.pm_numbers import correctness
 from truing.types import Comparison
 

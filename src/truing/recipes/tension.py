@@ -17,6 +17,7 @@ import numpy as np
 from truing.configs import Tension
 from truing.data.comparisons import load_comparisons, split_by_conversation, training_comparisons
 from truing.data.prompts import PromptRow, load_prompt_rows
+from truing.data.provenance import HELD_OUT
 from truing.measure.tension import helpful_loss, mix, sides
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
@@ -36,7 +37,7 @@ from truing.runs import Run, atomic_write
 from truing.runs.atomic import read_rows
 from truing.stats import Interval
 from truing.text import refuses
-from truing.train.pm import HELD_OUT, train_pm
+from truing.train.pm import train_pm
 from truing.train.pm_numbers import KINDS
 from truing.train.pm_setup import data_hash as pairs_hash
 from truing.train.ppo import train_ppo

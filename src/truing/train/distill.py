@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from truing.configs import Distill
-from truing.data.lessons import Lesson, load_lessons, mixed
+from truing.data.lessons import Lesson, held_last, load_lessons, mixed
 from truing.data.prompts import hhh_prompt
 from truing.models import tree
 from truing.models.compute import autocast
@@ -71,8 +71,10 @@ def distill(
     _check(config)
     prompt = prompt_text(config.prompt)
     rows = mixed(lessons if lessons is not None else load_lessons(config.data), config.text_share, config.seed)
+    rows, held = held_last(rows, config.eval_share, config.seed)
     if config.dry_run:
-        return {"lines": expected(DistillTrainer, _texts, config, rows, prompt, lm, teacher)}
+        texts_of_rows = functools.partial(_texts, held=held)
+        return {"lines": expected(DistillTrainer, texts_of_rows, config, rows, prompt, lm, teacher)}
     hashes = {"prompt": _sha(prompt)}
     hashes |= {} if lessons is None else {"lessons": _sha("\n".join(map(repr, rows)))}
     files = [] if lessons is not None else config.data
@@ -82,7 +84,7 @@ def distill(
     compute = run.compute(config)
     given = lm is not None
     lm = lm or LM.load(config.init, device=compute.device, dtype=torch.float32)
-    texts, held, notes = _texts(config, rows, lm, prompt)
+    texts, held, notes = _texts(config, rows, lm, prompt, held)
     said = run.environment["options"]
     facts = {"teacher": said.get("teacher") or said["init"], "format": lm.format, "prompt": _sha(prompt)}
     cache = TeacherCache(config.teacher_cache or run.path / "teacher", texts, config.top_k, len(lm.tokenizer), facts)
@@ -214,18 +216,20 @@ def _check(config: Distill) -> None:
     check_optim(config)
 
 
-def _texts(config: Distill, rows: Sequence[Lesson], lm: LM, prompt: str) -> tuple[list[Text], int, list[str]]:
-    """Texts as ids, the last ones held out; how many those are; notes."""
+def _texts(
+    config: Distill, rows: Sequence[Lesson], lm: LM, prompt: str, held: int
+) -> tuple[list[Text], int, list[str]]:
+    """Texts as ids, the last ``held`` of them held out; how many those are; notes."""
     texts = texts_of(rows, lm, prompt, config.max_length)
     if len(texts) < len(rows):
         raise ValueError(
             f"{len(rows) - len(texts)} of {len(rows)} texts have no token to learn from within --max-length "
             f"{config.max_length}. Leave empty rows out, or give a larger --max-length."
         )
-    held = min(len(texts) - 1, round(config.eval_share * len(texts)) or (len(texts) > 1 and config.eval_share > 0))
     plain = sum(row.material == "text" for row in rows)
     cut = sum(len(t.plain) == config.max_length for t in texts)
     notes = [f"{len(texts) - held:,} texts to train on, {held:,} held out; {plain / len(rows):.0%} are plain text."]
+    notes += ["Nothing was held out, so the loss on new text is unknown."] if not held else []
     notes += [f"{cut:,} texts were cut after {config.max_length} tokens."] if cut else []
     return texts, held, notes
 

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from truing.configs import PMPretrain, PMTrain
+from truing.data.comparisons import conversation_key
 from truing.data.files import write_rows
+from truing.data.provenance import HELD_OUT
 from truing.models.compute import autocast
 from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
@@ -42,8 +44,6 @@ from truing.types import Comparison
 
 SAMPLES = 50
 """Held-out comparisons whose scores are written to samples.jsonl."""
-HELD_OUT = "held_out.jsonl"
-"""Score gap of each held-out comparison in order, to set models side by side on the same rows."""
 REFERENCE_REPLIES = 4000
 """At most this many replies set the reference mean (2204.05862 App B.2: several thousand)."""
 
@@ -296,7 +296,8 @@ def _leave(run: Run, trainer: PMTrainer, done: bool, notes: list[str]) -> None:
             rows_of = [b.as_dict() for b in reliability_of(gaps, trainer.held_out).bins]
             write_rows(run.path / "reliability.csv", rows_of)
             each = zip(trainer.held_out, gaps.tolist(), strict=True)
-            write_rows(run.path / HELD_OUT, [{"id": c.id, "gap": gap} for c, gap in each])
+            found = [{"id": c.id, "gap": gap, "conversation": conversation_key(c)} for c, gap in each]
+            write_rows(run.path / HELD_OUT, found)
         run.write_samples(_samples(trainer))
     else:
         numbers = dict.fromkeys(("accuracy", "ece", "ece_null_95", "brier"), None) | numbers

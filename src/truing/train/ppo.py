@@ -35,7 +35,7 @@ from truing.train.ppo_eval import stopped_numbers
 from truing.train.ppo_math import explained_variance, gae, kl_estimates, net_of_length, place_rewards, rloo, whiten
 from truing.train.ppo_models import weights_hash
 from truing.train.ppo_reward import RewardFn, load_reward, reward_identity
-from truing.train.ppo_setup import batch_line, check, data_hash, prompt_rows, tell_leaks
+from truing.train.ppo_setup import batch_line, check, data_hash, not_held_out, prompt_rows, tell_leaks
 from truing.train.ppo_trainer import PPO
 from truing.train.ppo_watch import Watch, policy_accuracy
 from truing.types import Comparison, Dialogue
@@ -81,10 +81,12 @@ def train_ppo(
     if eval_comparisons is None:
         eval_comparisons = load_comparisons(config.eval_comparisons) if config.eval_comparisons else []
     rows = prompt_rows(prompts, config.prompts, held_out := prompt_rows(eval_prompts, config.eval_prompts))
+    rows, left_out = not_held_out(rows, config.pm) if pm is None and config.pm else (rows, [])
     watch = Watch(eval_comparisons, prompt_rows(refusal_prompts, config.refusal_prompts))
 
     def load(compute: Compute, group: Group = ALONE) -> PPO:
         ppo = _load(config, compute, rows, held_out, lm, pm, reward_fn, test_pms, watch, group)
+        ppo.notes += left_out
         tell_leaks(ppo.prompts, eval_comparisons, ppo.notes)
         return ppo
 

@@ -11,6 +11,7 @@ import numpy as np
 from truing.configs import PPOTrain
 from truing.data.comparisons import conversation_key
 from truing.data.prompts import PromptRow, load_prompt_rows
+from truing.data.provenance import held_out_conversations, held_out_ids, leaks
 from truing.models.compute import Compute
 from truing.models.lm import LM
 from truing.text import to_hh
@@ -71,6 +72,27 @@ def prompt_rows(
     if given is not None:
         return [p if isinstance(p, PromptRow) else PromptRow(p, str(i), i, "given") for i, p in enumerate(given, 1)]
     return load_prompt_rows(files, not_in=[row.dialogue for row in held_out]) if files else []
+
+
+def not_held_out(rows: Sequence[PromptRow], pm: str) -> tuple[list[PromptRow], list[str]]:
+    """The prompts less those that stem from what the run of a preference model held out, and a note of how many.
+
+    Its accuracy would else be measured on conversations that the policy was trained on. ``pm`` is the name the model
+    was given by; only the folder of a run says what was held out. Raises ValueError if no prompt is left.
+    """
+    ids, known = held_out_ids(pm), held_out_conversations(pm)
+    found = leaks(rows, ids, known)
+    if not found:
+        return list(rows), []
+    first, why = found[0]
+    out = {id(row) for row, _ in found}
+    note = (
+        f"{len(found)} of {len(rows)} prompts were left out: they stem from what {pm} held out (the first: "
+        f"{first.id!r} of {first.source}, line {first.line}, {why})."
+    )
+    if len(out) == len(rows):
+        raise ValueError(f"{note} None is left: give prompts that it was trained on, or new ones.")
+    return [row for row in rows if id(row) not in out], [note]
 
 
 def usable(
