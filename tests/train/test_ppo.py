@@ -47,14 +47,15 @@ def test_sampler_and_trainer_agree_and_nothing_moves_before_the_first_update() -
 
 
 def test_self_checks_stop_a_wrong_start() -> None:
-    """Row 10. Planted: tolerance of 1; KL check left out."""
-    ppo = toy()
-    replies = ppo._sample(ppo.policy, ppo.prompts_of(0), 5)
-    groups, batch = ppo.look(replies)
-    ppo.advantages(batch, batch.scores)
-    batch.lp_old += 1e-3  # as if they came from elsewhere
-    with pytest.raises(ValueError, match="probability ratio is off 1"):
-        ppo.update(groups, batch, 0)
+    """Row 10. Planted: tolerance of 1; KL check left out; NaN taken for a small deviation."""
+    for wrong in (1e-3, float("nan")):
+        ppo = toy()
+        replies = ppo._sample(ppo.policy, ppo.prompts_of(0), 5)
+        groups, batch = ppo.look(replies)
+        ppo.advantages(batch, batch.scores)
+        batch.lp_old += wrong  # as if they came from elsewhere
+        with pytest.raises(ValueError, match="probability ratio is off 1"):
+            ppo.update(groups, batch, 0)
     ppo = toy()
     with torch.no_grad():
         next(ppo.models.policy.parameters()).add_(1e-3)

@@ -77,7 +77,8 @@ def test_a_share_that_cannot_be_is_refused() -> None:
 
 
 def test_every_kind_has_its_scores_and_figures_and_what_is_watched_its_numbers(tmp_path: Path) -> None:
-    """Rows 24, 30. Planted: kinds of replies mixed up with kinds of prompts; before and after swapped."""
+    """Rows 24, 30. Planted: kinds of replies mixed up with kinds of prompts, or taken by the
+    place of a reply; before and after swapped."""
     lm = toy_lm()
     pairs = [Comparison(PROMPTS[i % 4], f"word {i}", f"{i} another one") for i in range(5)]
     pairs += [Comparison(c.prompt, c.rejected, c.chosen, kind="harmless") for c in pairs[:4]]
@@ -99,6 +100,7 @@ def test_every_kind_has_its_scores_and_figures_and_what_is_watched_its_numbers(t
         assert row["score_harmless"] >= 2.0 > row["score_helpful"] - 0.01
         assert {"score/a", "score/b"} <= row.keys()
     kept = [json.loads(line) for line in (run.path / "evaluations.jsonl").read_text().splitlines()]
+    assert all(r["kind"] == ("harmless" if r["id"].startswith("r") else "helpful") for r in kept)
     for kind in ("helpful", "harmless"):
         for when, step, logged in (("/before", 0, first), ("", 3, last)):
             mine = [r["score"] for r in kept if r["step"] == step and r["kind"] == kind]
