@@ -108,6 +108,17 @@ def test_the_papers_page_covers_every_public_part_of_training_and_measuring():
     assert missing == []
 
 
+def test_tests_named_for_mistakes_exist():
+    """Every row has its number, and names tests that are there or says what it waits for."""
+    rows = re.findall(r"^\| (\d+) \|[^|]+\|([^|]+)\|$", (ROOT / "docs" / "mistakes.md").read_text("utf-8"), re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1)) and rows
+    for number, said in rows:
+        named = re.findall(r"`([^`:]+)::([^`]+)`", said)
+        assert named or "none yet: comes with" in said, number
+        for file, test in named:
+            assert f"\ndef {test}(" in (ROOT / file).read_text("utf-8"), f"row {number}: {file} has no {test}"
+
+
 def test_the_layout_in_the_readme_is_the_layout():
     tree = re.search(r"src/truing/\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
     assert tree

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from truing.configs import PMTrain
+from truing.configs import PMPretrain, PMScaling, PMTrain
 from truing.models import split, tree
 from truing.models.draw import Trace
 from truing.models.family import byte_tokenizer, new_model
@@ -302,6 +303,9 @@ def test_max_time_leaves_a_model_and_a_partial_summary(tmp_path: Path) -> None:
 
 
 def test_defaults_are_the_papers_one_pass() -> None:
+    """Row 31: of preference models of people's comparisons, of other data, and of every size of a scaling study."""
+    for options in (PMTrain, PMPretrain, PMScaling):
+        assert {f.name: f.default for f in dataclasses.fields(options)}["epochs"] == 1
     assert (config().epochs, config().max_length) == (1, 1024)
 
 

@@ -190,9 +190,15 @@ def test_a_mixture_trains_resumes_and_says_what_it_was(tmp_path: Path, monkeypat
         config = PMTrain(**QUICK | options | more, out=tmp_path / out)
         return train_pm(config, comparisons=data, eval_comparisons=held_out, lm=toy_lm())
 
-    run = once("whole")
+    seen: list[int] = []
+    backward = PMTrainer.backward
+    with monkeypatch.context() as watched:
+        watched.setattr(PMTrainer, "backward", lambda self, b, *a, **k: (seen.extend(b), backward(self, b, *a, **k))[1])
+        run = once("whole")
     numbers, metrics = run.summary()["numbers"], run.metrics()
     assert numbers["harmless_weight"]["value"] == 2.5 and numbers["harmless_share"]["n"] == 10 + 24
+    share = np.mean([data[i].kind == "harmless" for i in seen[:34]])  # of a pass, not of the rows
+    assert len(seen) == 68 and numbers["harmless_share"]["value"] == pytest.approx(share)
     assert {"accuracy/helpful", "accuracy/harmless"} <= set(numbers)
     assert max(row["step"] for row in metrics) == 2 * math.ceil(34 / 8) and metrics[-1]["step"] == 10
     assert [row["samples"] for row in metrics if "samples" in row][4:6] == [34, 42]

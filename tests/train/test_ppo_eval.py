@@ -130,8 +130,8 @@ def test_scores_by_source() -> None:
 
 
 def test_logged_kl_is_the_sum_over_a_reply() -> None:
-    """Row 16. Planted: mean over tokens; mean over the rectangle."""
-    ppo = toy(learning_rate=1e-2)
+    """Row 16. Planted: mean over tokens; mean over the rectangle, in which replies that stopped early are padded."""
+    ppo = toy(learning_rate=1e-2, stop_after=[chr(c) for c in range(32, 96)])
     ppo.step(0)
     replies = ppo._sample(ppo.policy, ppo.prompts_of(1), 3)
     _, batch = ppo.look(replies)
@@ -142,7 +142,9 @@ def test_logged_kl_is_the_sum_over_a_reply() -> None:
     assert found["kl_k1"] == pytest.approx(np.mean(sums), abs=1e-3)
     assert found["kl"] == pytest.approx(float(batch.kl.sum()) / len(replies)) and found["kl"] > 0
     assert found["reward"] == pytest.approx(found["score"] - 0.1 * found["kl_k1"], abs=1e-4)
-    assert found["reply_tokens"] == np.mean([len(r.ids) for r in replies])
+    lengths = [len(r.ids) for r in replies]
+    assert len(set(lengths)) > 1 and found["reply_tokens"] == np.mean(lengths)
+    assert found["entropy"] == pytest.approx(float(batch.entropy.sum()) / sum(lengths))
 
 
 def test_policy_accuracy_by_mean_logprob_per_token() -> None:
