@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from truing import stats
 from truing.configs import Distill
 from truing.data.lessons import Lesson
 from truing.models.family import byte_tokenizer, new_model, word_tokenizer
@@ -20,6 +22,7 @@ from truing.text import encode
 from truing.train import distill as verb
 from truing.train import teacher_cache
 from truing.train.distill import DistillTrainer, distill, distill_loss
+from truing.train.distill_numbers import distill_numbers
 from truing.train.loop import rng
 from truing.train.teacher_cache import TeacherCache, Text, beginning_of, texts_of, with_prompt
 from truing.types import Dialogue
@@ -330,3 +333,20 @@ def test_a_student_without_the_prompt_has_the_prompts_style():
     numbers = run.summary()["numbers"]  # type: ignore[union-attr]
     assert numbers["loss_removed"]["value"] >= 0.8, numbers
     assert manners(LM.load(str(run.path / "model")), "", held) > 0.7  # type: ignore[union-attr]
+
+
+def test_intervals_of_held_out_losses_resample_conversations():
+    """Four replies to each of six prompts are six things to resample, not 24 (Row 41)."""
+    draws = np.random.default_rng(0)
+    held = [Lesson(Dialogue().ask(f"question {i}").reply(f"reply {j}"), "dialogue") for i in range(6) for j in range(4)]
+    losses = np.repeat(draws.gamma(2.0, size=6), 4) * 10
+    tops = np.log(np.full((10, 51), 0.9 / 50))
+    trainer = SimpleNamespace(
+        cache=SimpleNamespace(sizes=np.full(24, 10), rows=lambda i: (None, tops)),
+        num_train=0,
+        config=SimpleNamespace(seed=0),
+        held_out_losses=lambda: losses,
+    )
+    found = distill_numbers(trainer, 2 * losses, held)["loss"]
+    whole = stats.bootstrap(lambda a: float(a.mean()), [losses.reshape(6, 4).mean(1) / 10], seed=0)
+    assert found.high - found.low == pytest.approx(whole.high - whole.low, rel=0.05)

@@ -111,7 +111,7 @@ def distill(
         config=config,
     )
     lm.save(run.path / "model")
-    leave(run, trainer, asked, [row.material for row in rows[len(texts) - held :]], notes, ending == "done")
+    leave(run, trainer, asked, rows[len(texts) - held :], notes, ending == "done")
     return run
 
 

@@ -14,6 +14,7 @@ import torch
 
 from truing import stats
 from truing.configs import Distill
+from truing.data.comparisons import conversation_key
 from truing.data.lessons import Lesson
 from truing.models.compute import choose
 from truing.models.lm import LM
@@ -46,14 +47,14 @@ def replies(lm: LM, asked: Sequence[Dialogue]) -> list[str]:
 
 
 def leave(
-    run: Run, trainer: Any, asked: Sequence[Dialogue], material: Sequence[str], notes: list[str], done: bool
+    run: Run, trainer: Any, asked: Sequence[Dialogue], held_out: Sequence[Lesson], notes: list[str], done: bool
 ) -> None:
     """Write samples and the summary."""
     start = json.loads((run.path / START).read_text())
     after = replies(trainer.lm, asked)
     rows = zip(asked, start["before"], start["prompted"], after, strict=True)
     run.write_samples({"prompt": d.last.text, "before": b, "with_prompt": p, "after": a} for d, b, p, a in rows)
-    numbers = distill_numbers(trainer, np.array(start["losses"]), material)
+    numbers = distill_numbers(trainer, np.array(start["losses"]), held_out)
     numbers["train_loss"] = _train_loss(run, trainer)
     if done:
         run.finish(numbers, notes)
@@ -61,23 +62,24 @@ def leave(
         run.stop(numbers, [*notes, f"Stopped before step {trainer.num_steps}; the same command goes on."])
 
 
-def distill_numbers(trainer: Any, start: np.ndarray, material: Sequence[str]) -> dict[str, Any]:
-    """Numbers on the held-out texts; intervals resample texts."""
+def distill_numbers(trainer: Any, start: np.ndarray, held_out: Sequence[Lesson]) -> dict[str, Any]:
+    """Numbers on the held-out texts; intervals resample conversations, of which several texts may come."""
     sizes, seed = trainer.cache.sizes, trainer.config.seed
     held = sizes[trainer.num_train :].astype(float)
     numbers: dict[str, Any] = dict.fromkeys(("loss", "init_loss", "loss_removed"))
     if len(held):
-        end, kinds = trainer.held_out_losses(), np.array(material)
+        end, kinds = trainer.held_out_losses(), np.array([x.material for x in held_out])
+        keys = np.array([conversation_key(x) for x in held_out])
 
         def per_token(losses: np.ndarray, keep: np.ndarray | slice = slice(None)) -> Interval:
-            return stats.bootstrap(_ratio, [losses[keep], held[keep]], seed=seed, unit="nats per token")
+            return stats.bootstrap(_ratio, [losses[keep], held[keep]], keys[keep], seed=seed, unit="nats per token")
 
         def removed(a: np.ndarray, b: np.ndarray) -> float | None:
             return 1 - float(a.sum() / b.sum()) if b.sum() > 0 else None
 
         numbers |= {"loss": per_token(end), "init_loss": per_token(start)}
-        numbers["loss_removed"] = stats.bootstrap(removed, [end, start], seed=seed, unit="share")
-        several = sorted(set(material)) if len(set(material)) > 1 else ()
+        numbers["loss_removed"] = stats.bootstrap(removed, [end, start], keys, seed=seed, unit="share")
+        several = sorted(set(kinds.tolist())) if len(set(kinds)) > 1 else ()
         numbers |= {f"loss/{kind}": per_token(end, kinds == kind) for kind in several}
     n, most = trainer.num_train, min(len(sizes), 256)
     tops = [np.exp(trainer.cache.rows(i)[1][:, :-1].astype(float)).sum(1) for i in spread(len(sizes), most)]
