@@ -1,0 +1,123 @@
+"""A job in hand at the desk: what is asked of models for it, and how their replies are written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from truing.collect import tables as t
+from truing.collect import turns
+from truing.collect.arms import ArmSpec, weights
+from truing.collect.replies import Ask, CannotLoad
+from truing.collect.store import new_id, now
+
+HOLD_SAMPLE = 200
+"""Jobs of an arm from which its running 95th percentile is taken."""
+LONGEST_HOLD = 120.0
+
+
+@dataclass(eq=False)
+class Work:
+    """A job in hand: an ask for each of its arms, and again one where two replies were equal."""
+
+    id: str
+    conversation: str
+    turn: int
+    round: int
+    tries: int
+    mode: str
+    seed: int
+    arms: list[str]
+    weights: dict[str, float]
+    created_at: int
+    sides: list[int]
+    streams: bool
+    specs: dict[str, ArmSpec]
+    exchanges: list[turns.Exchange]
+    asks: dict[Ask, list[int]] = field(default_factory=dict)
+    """Ask → the slots (places in ``arms``) that its kept replies fill."""
+    again: dict[Ask, int] = field(default_factory=dict)
+    """The slot that is drawn a second time, because its reply equals another one."""
+    waiting: set[Ask] = field(default_factory=set)
+    since: float = field(default_factory=time.monotonic)
+    failed: str = ""
+
+    def slots(self, ask: Ask) -> list[int]:
+        """Which slots an ask fills."""
+        return self.asks.get(ask) or [self.again[ask]]
+
+    def words(self) -> tuple[int | str, ...]:
+        """What draws of this job begin with, beside the conversation's seed."""
+        return self.turn, self.round
+
+
+def kept(work: Work) -> dict[int, tuple[Ask, int, int]]:
+    """Slot → its ask, the place of the kept sample, its rank; a second draw stands in for the first one."""
+    out = {slot: (ask, *ask.shown[k]) for ask, slots in work.asks.items() for k, slot in enumerate(slots) if ask.shown}
+    return out | {slot: (ask, *ask.shown[0]) for ask, slot in work.again.items() if ask.shown}
+
+
+def write_replies(db: Connection, work: Work) -> None:
+    """The replies of a job as messages and candidates."""
+    m = t.message.c
+    human = db.execute(
+        sa.select(m.id).where(m.conversation_id == work.conversation, m.turn == work.turn, m.role == "human")
+    ).scalar_one()
+    found = kept(work)
+    texts = [ask.samples[place].text.strip() for ask, place, _ in found.values()]
+    for slot, (ask, place, rank) in found.items():
+        sample = ask.samples[place]
+        text = turns.clean(sample.text)
+        message = {"id": new_id(), "conversation_id": work.conversation, "parent_id": human, "turn": work.turn}
+        db.execute(t.message.insert(), message | {"role": "assistant", "kind": "reply", "text": text, "at": now()})
+        row = {
+            "message_id": message["id"],
+            "arm_id": work.arms[slot],
+            "side": work.sides[slot],
+            "seed": sample.seed,
+            "settings": ask.spec.settings,
+            "logprob": sample.logprob,
+            "num_tokens": sample.num_tokens,
+            "finish": sample.finish,
+            "pm_score": ask.scores[place] if ask.scores else None,
+            "rank": rank,
+            "drawn": ask.scores,
+            "seconds": ask.seconds,
+            "same": texts.count(sample.text.strip()) > 1,
+            "truncated": ask.truncated,
+        }
+        db.execute(t.candidate.insert(), row)
+
+
+def own_replies(db: Connection, conversation: str, turn: int) -> int:
+    """1 if the person wrote a reply to this turn too, which takes a side of its own."""
+    m = t.message.c
+    query = sa.select(m.id).where(m.conversation_id == conversation, m.turn == turn, m.kind == "written")
+    return int(db.execute(query).first() is not None)
+
+
+def reason(error: Exception) -> str:
+    """Why a job failed, for the administrator: never what a model or a person said, which some errors quote."""
+    return str(error) if isinstance(error, CannotLoad) else type(error).__name__
+
+
+def slowest(db: Connection, first: float) -> float:
+    """The largest 95th percentile, over offered arms, of seconds from asking to done; ``first`` where few are known."""
+    j, arms = t.job.c, weights(db, "redteam")
+    rows = db.execute(
+        sa.select(j.arms, j.created_at, j.done_at)
+        .join(t.conversation, t.conversation.c.id == j.conversation_id)
+        .where(j.state == "done", t.conversation.c.mode == "redteam")
+        .order_by(j.created_at.desc())
+        .limit(HOLD_SAMPLE * max(1, len(arms)))
+    ).all()
+    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    for row in rows:
+        if row.arms and row.arms[0] in found and len(found[row.arms[0]]) < HOLD_SAMPLE:
+            found[row.arms[0]].append((row.done_at - row.created_at) / 1e6)
+    p95 = [float(np.quantile(s, 0.95)) if len(s) >= 20 else max([first, *s]) for s in found.values()]
+    return min(max(p95, default=first), LONGEST_HOLD)
