@@ -198,9 +198,22 @@ def set_setting(db: Connection, key: str, value: Any, person: str | None) -> str
 
 def _engine(url: str, sqlite: bool) -> Engine:
     if not sqlite:
-        return sa.create_engine(url, pool_size=8, max_overflow=8, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
+        return sa.create_engine(
+            url,
+            connect_args={"connect_timeout": 5},
+            pool_size=8,
+            max_overflow=8,
+            pool_pre_ping=True,
+            pool_timeout=BUSY_SECONDS,
+            hide_parameters=True,  # errors quote no row
+        )
     engine = sa.create_engine(
-        url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=8, max_overflow=8
+        url,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        pool_size=8,
+        max_overflow=8,
+        pool_timeout=BUSY_SECONDS,
+        hide_parameters=True,
     )
     sa.event.listen(engine, "connect", _prepare)
     sa.event.listen(engine, "begin", _begin)

@@ -1,4 +1,4 @@
-"""The texts of the pages: what we ship, and what the administrator made of it."""
+"""The texts of the pages: what we ship, and what the administrator made of it (setting ``words``)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from truing.collect.store import setting
+from truing.collect.texts import shell
 
-SHIPPED: dict[str, Any] = {"title": "truing"}
+SHIPPED: dict[str, Any] = shell.ENGLISH
+"""Texts by name; a name begins with its page. A room adds its file of `truing.collect.texts` here by ``|``."""
+
+LANGUAGES: dict[str, dict[str, Any]] = {"en": {}, "de": shell.GERMAN}
+"""What stands instead of the English text where ``words["language"]`` is another language."""
 
 
 def words(db: Connection) -> dict[str, Any]:
-    """Texts by name, as they hold now."""
-    return SHIPPED | (setting(db, "words") or {})
+    """Texts by name, as they hold now: the administrator's, else those of the language, else English."""
+    edited = setting(db, "words") or {}
+    return SHIPPED | LANGUAGES.get(edited.get("language", "en"), {}) | edited

@@ -1,0 +1,144 @@
+"""A feedback store on SQLite and on a real PostgreSQL, and people with browsers who use the app over it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from browser import Browser, People
+from fastapi import FastAPI
+
+from truing.collect import migrate
+from truing.collect.app import create_app
+from truing.collect.store import Store, new_id
+from truing.collect.web import House
+
+HOW_TO = "PostgreSQL is not installed: apt-get install --no-install-recommends postgresql"
+
+
+class Postgres:
+    """A server of its own on a free port of the loopback address. ``url(name)`` is that of one of its databases."""
+
+    def __init__(self, programs: str, folder: Path) -> None:
+        self.programs, self.folder = programs, folder
+        self.as_user: list[str] = []
+        if os.geteuid() == 0:  # it refuses to run as root
+            shutil.chown(folder, "postgres")
+            self.as_user = ["runuser", "-u", "postgres", "--"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._run("initdb", "-D", f"{folder}/data", "-A", "trust", "-U", "truing", "--no-sync", "-E", "UTF8")
+        self.start()
+
+    def start(self) -> None:
+        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
+        self._run("pg_ctl", "-D", f"{self.folder}/data", "-o", options, "-w", "-l", f"{self.folder}/log", "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """``immediate`` is a crash: nothing is tidied up."""
+        self._run("pg_ctl", "-D", f"{self.folder}/data", "-m", mode, "-w", "stop")
+
+    def url(self, name: str = "postgres") -> str:
+        return f"postgresql://truing@127.0.0.1:{self.port}/{name}"
+
+    def do(self, line: str) -> None:
+        engine = sa.create_engine(self.url().replace("postgresql", "postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as db:
+            db.execute(sa.text(line))
+        engine.dispose()
+
+    def _run(self, program: str, *options: str) -> None:
+        command = [*self.as_user, f"{self.programs}/{program}", *options]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/", text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for this session; skips, saying what to install, where there is none."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda p: int(p.split("/")[-2]))
+    path = shutil.which("initdb")
+    if not found and not path:
+        pytest.skip(HOW_TO)
+    with tempfile.TemporaryDirectory(prefix="truing-pg-") as folder:
+        server = Postgres(found[-1] if found else str(Path(str(path)).parent), Path(folder))
+        yield server
+        server.stop("fast")
+
+
+@pytest.fixture(scope="session")
+def empty_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store at the newest revision with nothing in it, to be copied."""
+    path = tmp_path_factory.mktemp("store") / "empty.db"
+    store = Store(str(path))
+    migrate.upgrade(store)
+    store.close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def empty_database(postgres: Postgres) -> str:
+    """The same on PostgreSQL: the name of a database that others are made after."""
+    postgres.do("CREATE DATABASE truing_empty")
+    store = Store(postgres.url("truing_empty"))
+    migrate.upgrade(store)
+    store.close()
+    return "truing_empty"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What ``--db`` is given: an empty store at the newest revision. Each test that takes it runs on both databases."""
+    if request.param == "sqlite":
+        return str(shutil.copy(request.getfixturevalue("empty_file"), tmp_path / "truing.db"))
+    template, server, name = request.getfixturevalue("empty_database"), request.getfixturevalue("postgres"), new_id()
+    server.do(f'CREATE DATABASE "{name}" TEMPLATE {template}')
+    return str(server.url(name))
+
+
+@pytest.fixture
+def store(db: str) -> Iterator[Store]:
+    store = Store(db)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path, empty_file: Path) -> Iterator[Store]:
+    """For what does not depend on the database."""
+    store = Store(str(shutil.copy(empty_file, tmp_path / "truing.db")))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def house(store: Store) -> House:
+    return House(store)
+
+
+@pytest.fixture
+def app(house: House) -> FastAPI:
+    return create_app(house)
+
+
+@pytest.fixture
+def people(app: FastAPI) -> Iterator[People]:
+    """``people.new("worker", modes=("redteam",))`` is a browser of a new person who is signed in."""
+    found = People(app)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def stranger(people: People) -> Browser:
+    """A browser of nobody who is known."""
+    return people.stranger()
