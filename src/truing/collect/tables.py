@@ -25,6 +25,10 @@ from sqlalchemy import (
 )  # fmt: skip
 
 from truing.collect.columns import metadata, moment, of, row_id, serial
+from truing.collect.review_tables import assignment as assignment
+from truing.collect.review_tables import decision as decision
+from truing.collect.review_tables import leaving as leaving
+from truing.collect.review_tables import review as review
 from truing.collect.survey_tables import demographics as demographics
 from truing.collect.survey_tables import survey_offer as survey_offer
 from truing.collect.survey_tables import wellbeing as wellbeing
@@ -164,6 +168,7 @@ conversation = Table(
     Column("arms", JSON, nullable=False),
     Column("weights", JSON, nullable=False),
     moment("created_at"),
+    UniqueConstraint("id", "person_id"),
     CheckConstraint("mode IN ('helpful', 'redteam', 'rank')", name="mode"),
 )
 """``arms``: ids of those drawn for the whole conversation (red team: one), empty where each turn draws its own.
@@ -254,9 +259,11 @@ plan = Table(
     metadata,
     Column("conversation_id", String(32), ForeignKey("conversation.id"), primary_key=True),
     Column("text", Text, nullable=False),
+    Column("tags", JSON, nullable=False),
     moment(),
 )
-"""What a red teamer wrote before the chat; locked."""
+"""What a red teamer wrote before the chat; locked. ``tags``: what it is about, if they said so, for reviewers who do
+not want to read about it."""
 
 ending = Table(
     "ending",
@@ -297,40 +304,6 @@ erasure = Table(
     Column("by", String(80), nullable=False),
     Column("why", Text, nullable=False),
     moment(),
-)
-
-# ---------------------------------------------------------------- reviews
-
-assignment = Table(
-    "assignment",
-    metadata,
-    row_id(),
-    of("conversation"),
-    of("person"),
-    moment(),
-    UniqueConstraint("conversation_id", "person_id"),
-)
-
-decision = Table(
-    "decision",
-    metadata,
-    Column("assignment_id", String(32), ForeignKey("assignment.id"), primary_key=True),
-    Column("proceed", Boolean, nullable=False),
-    moment(),
-)
-"""After reading the attacker's description alone: go on to the transcript, or skip."""
-
-review = Table(
-    "review",
-    metadata,
-    Column("assignment_id", String(32), ForeignKey("assignment.id"), primary_key=True),
-    Column("rating", Integer, nullable=False),
-    Column("intent", Integer, nullable=False),
-    Column("tags", JSON, nullable=False),
-    Column("comment", Text, nullable=False, default=""),
-    moment(),
-    CheckConstraint("rating BETWEEN 0 AND 4", name="rating"),
-    CheckConstraint("intent BETWEEN 0 AND 4", name="intent"),
 )
 
 spot_check = Table(
