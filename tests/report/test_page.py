@@ -124,6 +124,14 @@ def test_a_story_is_told(run: Path):
     assert "Reliability diagram" in html, "figures the story does not name are still shown"
 
 
+def test_short_words_in_a_table_stay_whole(run: Path):
+    told = story()
+    told["sections"][0]["tables"] = [{"columns": ["claim", ""], "rows": [["long " * 40, "reported"]]}]
+    page.write_story(run, told)
+    html, _ = read(run)
+    assert '<td class="s">reported' in html and "<td>long" in html and "td.s { overflow-wrap: break-word; }" in html
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -30,7 +30,7 @@ def sections(
             "text": "Every claim is judged by the numbers of this run. Those that must hold are the ones at which "
             "something would be broken if they did not; the others are reported either way. Intervals resample "
             "prompts or conversations: another seed would add to them.",
-            "tables": [{"caption": "Claims", "columns": ["claim", "here", ""], "rows": _claims(claims)},
+            "tables": [{"caption": "Claims", "columns": ["claim", "here", "kind"], "rows": _claims(claims)},
                        {"caption": "The paper beside us (2204.05862, at up to 52B parameters and with real people)",
                         "columns": ["quantity", "paper", "here"], "rows": beside(numbers)}],
         },
