@@ -304,10 +304,27 @@ def test_malformed_files_give_one_clear_message(tmp_path: Path, source: Any, con
 
 def test_broken_and_foreign_archives_are_named(tmp_path: Path):
     whole = gzip.compress(posts_xml(QUESTION, *ANSWERS * 50).encode())
-    for name, content, words in (("cut.xml.gz", whole[:-20], "break off"), ("p.7z", b"7z\xbc\xaf\x27\x1c", "7z")):
+    damaged = bz2.compress(posts_xml(QUESTION, *ANSWERS).encode())[:10] + b"no block of bzip2"
+    cut = ("cut.xml.gz", whole[:-20], "break off")
+    for name, content, words in (cut, ("p.7z", b"7z\xbc\xaf\x27\x1c", "7z"), ("p.xml.bz2", damaged, "damaged")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=words):
             built("stackexchange", tmp_path / name)
+
+
+@pytest.mark.parametrize("votes", ["NaN", "Infinity", "-1e400", "2.5", "9" * 30, "true"])
+def test_votes_that_are_no_numbers_of_votes_are_named(votes: str, tmp_path: Path):
+    answers = f'[{{"text": "a", "score": {votes}}}, {{"text": "b", "score": 1}}]'
+    (tmp_path / "se.jsonl").write_text(f'{{"question": "q", "answers": {answers}}}\n')
+    comment = f'{{"id": "b", "body": "x", "parent_id": "t3_a", "score": {votes}}}'
+    (tmp_path / "reddit.jsonl").write_text(f'{{"id": "a", "title": "t"}}\n{comment}\n')
+    for source, name, line in (("stackexchange", "se.jsonl", 1), ("reddit", "reddit.jsonl", 2)):
+        with pytest.raises(DataError, match=f"line {line}.*whole number of votes"):
+            built(source, tmp_path / name)
+    if votes.isdigit():
+        path = _written(tmp_path, posts_xml(QUESTION, *ANSWERS).replace(' Score="', f' Score="{votes}', 1))
+        with pytest.raises(DataError, match="whole number"):
+            built("stackexchange", path)
 
 
 def test_the_target_is_checked_and_nothing_is_half_written(tmp_path: Path):

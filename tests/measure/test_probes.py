@@ -122,6 +122,11 @@ def test_bigbench_files_and_hub_rows_are_read(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("task.json", "[1]", "no BIG-bench task"),
+        ("task.json", '{"examples": []}', "list of objects, found \\[\\]"),
+        ("task.json", '{"examples": ["x"]}', "list of objects, found"),
+        ("x.jsonl", '{"input": "a", "targets": ["b"]}', "found 0 and 0"),
+        ("x.jsonl", '{"input": "a", "targets": {"choices": [1, "c"], "labels": 1}}', "found 0 and 0"),
+        ("x.jsonl", '{"input": "a", "target_scores": ["b"]}', "found 0 and 0"),
         ("x.jsonl", '{"input": "a", "target_scores": {"b": 1, "c": 1}}', "one right and one wrong"),
         ("x.jsonl", '{"input": "a\\n\\nAssistant: b", "target_scores": {"b": 1, "c": 0}}', "end with a human"),
     ],

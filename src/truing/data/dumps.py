@@ -26,6 +26,8 @@ from truing.data.files import DataError, find_file, is_hub_name, read_rows
 DELETED = ("", "[deleted]", "[removed]")
 MOST_TURNS = 7
 """Posts of a thread that a prompt shows: the first, and the last ones before the replies."""
+MOST_VOTES = 10**15
+"""A score beyond this is no number of votes; the table on disk could not hold it."""
 DEEPEST = 200
 """Posts above one another that are looked at; no dump should hold a circle, but one might."""
 _PACKED = {b"7z\xbc\xaf": "7z", b"PK\x03\x04": "zip", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -122,7 +124,7 @@ def put_stack_exchange(file: str, posts: Posts, site: str) -> None:
         else:
             parent = f"{site}/{_needed(file, row, 'ParentId')}"
         best = f"{site}/{row.get('AcceptedAnswerId')}" if row.get("AcceptedAnswerId") else ""
-        posts.put(id, parent, int(_needed(file, row, "Score", r"-?\d+")), body, best)
+        posts.put(id, parent, int(_needed(file, row, "Score", r"-?\d{1,15}")), body, best)
     if not there:
         raise DataError(file, "no posts; expected a Stack Exchange Posts.xml: <posts><row PostTypeId=… Body=…/>…")
 
@@ -178,10 +180,11 @@ def _text(file: str, row: Mapping[str, Any], name: str, line: int) -> str:
 
 def _whole(file: str, row: Mapping[str, Any], name: str, line: int) -> int:
     value = row.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        found = f"expected a whole number of votes, found {value!r:.60}" if name in row else "missing"
-        raise DataError(file, found, line=line, field=name)
-    return int(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST_VOTES:  # so not NaN
+        if value == int(value):
+            return int(value)
+    found = f"expected a whole number of votes, found {value!r:.60}" if name in row else "missing"
+    raise DataError(file, found, line=line, field=name)
 
 
 class _Html(HTMLParser):
@@ -262,7 +265,9 @@ def opened(file: str | Path) -> Iterator[IO[bytes]]:
         packed: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
         try:
             yield packed[start[:2]](raw) if start[:2] in packed else raw  # type: ignore[misc]
-        except (EOFError, zlib.error, gzip.BadGzipFile) as broken:
+        except (EOFError, zlib.error, OSError) as broken:
+            if isinstance(broken, OSError) and broken.errno is not None:  # the disk's; those of bzip2 have no number
+                raise
             problem = f"the packed data break off or are damaged ({broken}). Copy or download it again."
             raise DataError(file, problem) from None
 

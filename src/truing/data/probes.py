@@ -31,7 +31,7 @@ def read_hhh(names: Sequence[str]) -> list[Comparison]:
     """Pairs of files: comparisons, BIG-bench's ``hhh_alignment/NAME/task.json`` or rows with input and targets.
 
     The kind of an item is its ``source`` or ``subset``, or the name of the folder a task.json lies in. Raises
-    DataError for rows that are neither.
+    DataError for rows that are neither, and for files without any.
     """
     out: list[Comparison] = []
     for name in names:
@@ -47,18 +47,20 @@ def _rows(name: str) -> list[tuple[int, dict[str, Any]]]:
     if Path(name).name == "task.json":
         try:
             task = json.loads(find_file(name).read_text("utf-8"))
-            return list(enumerate(task["examples"], 1))
-        except (json.JSONDecodeError, KeyError, TypeError) as problem:
+            rows = task["examples"]
+        except (ValueError, KeyError, TypeError) as problem:
             raise DataError(name, f"is no BIG-bench task with examples ({problem})") from None
+        if not isinstance(rows, list) or not rows or not all(isinstance(row, Mapping) for row in rows):
+            raise DataError(name, f"expected a list of objects, found {rows!r:.60}", field="examples")
+        return list(enumerate(rows, 1))
     return list(read_rows(name))
 
 
 def _pair(row: Mapping[str, Any], name: str, line: int) -> Comparison:
     if "input" not in row:
         return row_to_comparison(row, f"{name}, line {line}")
-    targets = row.get("targets") or {}
-    scores = row.get("target_scores") or dict(zip(targets.get("choices", ()), targets.get("labels", ()), strict=False))
-    good, bad = ([text for text, score in scores.items() if bool(score) is right] for right in (True, False))
+    replies = list(_judged(row))
+    good, bad = ([text for text, score in replies if bool(score) is right] for right in (True, False))
     if len(good) != 1 or len(bad) != 1:
         raise DataError(name, f"expected one right and one wrong reply, found {len(good)} and {len(bad)}", line=line)
     turns = from_hh(f"\n\nHuman: {row['input']}").turns
@@ -66,6 +68,19 @@ def _pair(row: Mapping[str, Any], name: str, line: int) -> Comparison:
     if not prompt.is_prompt:
         raise DataError(name, "the input does not end with a human turn", line=line, field="input")
     return Comparison(prompt, good[0], bad[0], id=f"{Path(name).parent.name}:{line}")
+
+
+def _judged(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """(reply, whether it is right) of a row with ``target_scores`` or ``targets``; none where they are neither."""
+    scores, targets = row.get("target_scores"), row.get("targets")
+    if isinstance(scores, Mapping):
+        return list(scores.items())
+    if not isinstance(targets, Mapping):
+        return []
+    choices, labels = targets.get("choices"), targets.get("labels")
+    if not isinstance(choices, list) or not isinstance(labels, list) or len(choices) != len(labels):
+        return []
+    return [(text, label) for text, label in zip(choices, labels, strict=True) if isinstance(text, str)]
 
 
 def gender_dialogues() -> list[Dialogue]:

@@ -31,6 +31,7 @@ def from_tldr(row: Mapping[str, Any], file: object = "row", line: int | None = N
     if isinstance(choice, bool) or choice not in (0, 1):
         raise DataError(file, f"expected 0 or 1, found {choice!r}", line=line, field="choice")
     info = row["info"] if isinstance(row["info"], Mapping) else {}
+    choice = int(choice)  # 1.0, from tables that know no whole numbers
     policies = [str(s.get("policy") or "") for s in row["summaries"]]
     name = str(info.get("id") or "")
     return {
