@@ -101,13 +101,15 @@ def test_a_pipe_or_device_is_written_to_and_not_replaced(tmp_path: Path) -> None
     assert reader.communicate(timeout=20)[0] == b"through" and (tmp_path / "pipe").is_fifo()
 
 
-def test_a_folder_of_somebody_else_and_a_seed_below_0_are_refused(tmp_path: Path) -> None:
+def test_a_folder_of_somebody_else_and_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/rows.jsonl").write_text("mine")
     with pytest.raises(ValueError, match=r"holds rows.jsonl but is no run's folder"):
         Run.open("v", Config(out=tmp_path / "mine"))
     with pytest.raises(ValueError, match="--seed is -1"):
         Run.open("v", Config(seed=-1))
+    with pytest.raises(ValueError, match="--learning-rate is nan; expected a finite number"):
+        Run.open("v", Config(learning_rate=float("nan")))
     assert not Path("runs").exists()
 
 

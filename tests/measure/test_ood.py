@@ -268,6 +268,8 @@ def test_the_verb_leaves_auroc_by_layer_and_a_figure(here: Path, lm: LM):
     numbers = run.summary()["numbers"]
     assert numbers["auroc"]["value"] > 0.9, "letters alone tell them apart"
     assert numbers["auroc/exposed/10"]["low"] is not None and numbers["gain/exposed/10"]["value"] is not None
+    assert 100 < numbers["auroc"]["n"] <= 150, "prompts, not prompts × splits"
+    assert numbers["auroc/exposed/10"]["n"] == numbers["auroc"]["n"]
     assert numbers["dimensions"]["value"] == 32 and 0 < numbers["shrinkage"]["value"] < 1
     notes = " ".join(run.summary()["notes"])
     assert "layer 2 of 3, the middle one" in notes and "45 prompts for 32 dimensions" in notes
@@ -347,3 +349,4 @@ def test_options_that_mean_nothing_are_refused(here: Path, lm: LM, options: dict
             PMOOD(model="toy", inside="in.jsonl", outside="out.jsonl", device="cpu", threads=1, **options),
             reader=StateReader(lm),
         )
+    assert "layer" in options or not (here / "runs").exists(), "before anything is read"

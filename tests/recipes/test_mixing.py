@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from truing.configs import PMMixing
+from truing.data.comparisons import conversation_key
 from truing.models import family
 from truing.models.lm import LM
-from truing.recipes.mixing import numbers_of, tldr_mixing
+from truing.recipes.mixing import apart, numbers_of, tldr_mixing
 from truing.report.page import build
 from truing.runs import Run
 from truing.types import Comparison, Dialogue
@@ -112,5 +114,17 @@ def test_a_stopped_study_says_so_and_goes_on(tmp_path: Path):
 def test_what_cannot_be_split_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="eval_share is 0"):
         tldr_mixing(PMMixing(init="toy", hh=[], tldr=[], eval_share=0.0), hh=dialogues(9), tldr=summaries(9))
-    with pytest.raises(ValueError, match="no comparisons of summaries"):
+    with pytest.raises(ValueError, match="no summaries comparisons"):
         tldr_mixing(config(tmp_path), hh=dialogues(9), tldr=[])
+    with pytest.raises(ValueError, match="no model named 'nosuch'"):
+        tldr_mixing(PMMixing(init="nosuch", hh=[], tldr=[], out=tmp_path / "no"), hh=dialogues(9), tldr=summaries(9))
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_is_held_out_of_one_task_is_not_trained_on_for_the_other():
+    a, b, notes = dialogues(4), summaries(3), list[str]()
+    parts = apart({"hh": (a[:3], a[3:]), "tldr": ([*b, a[3], replace(a[0], chosen="else")], a[:1])}, notes)
+    keys = {conversation_key(c) for _, held in parts.values() for c in held}
+    assert parts["tldr"] == (b, a[:1]) and parts["hh"] == (a[1:3], a[3:])
+    assert not any(conversation_key(c) in keys for train, _ in parts.values() for c in train)
+    assert "3 comparisons to train on" in notes[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,35 @@ def test_time_that_is_up_leaves_a_grid_that_goes_on(tmp_path: Path, monkeypatch:
 
 def test_comparisons_in_memory_and_what_cannot_be_done(tmp_path: Path) -> None:
     rows = toy_comparisons(30, 0)
-    train, held_out = recipe._data(config(tmp_path, pairs=[20]), rows, None)
+    train, held_out = recipe._data(config(tmp_path, pairs=[20]), rows, None, [])
     assert len(train) + len(held_out) == 30 and {c.id for c in train}.isdisjoint(c.id for c in held_out)
     with pytest.raises(ValueError, match="asks for 48 comparisons; there are 24"):
         pm_scaling(config(tmp_path / "out"), comparisons=rows)
-    with pytest.raises(ValueError, match="at least one of each"):
-        pm_scaling(config(tmp_path / "out", pairs=[]))
+    for bad in ({"pairs": []}, {"sizes": []}, {"pairs": [8, 8]}, {"sizes": ["5K", "5K"]}, {"pairs": [0]}):
+        with pytest.raises(ValueError, match="at least one of each"):
+            pm_scaling(config(tmp_path / "out", **bad))
+    with pytest.raises(ValueError, match="epochs is 0"):
+        pm_scaling(config(tmp_path / "out", epochs=0))
+    with pytest.raises(ValueError, match="no model named 'nosuch'"):
+        pm_scaling(config(tmp_path / "out", sizes=["5K", "nosuch"], pairs=[8]), comparisons=rows)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="5K and 6K make the same model"):
         pm_scaling(config(tmp_path / "same", sizes=["5K", "6K"], pairs=[8]), comparisons=rows)
     lines = pm_scaling(config(tmp_path / "out", dry_run=True, pairs=[8, 24]), comparisons=rows)["lines"]  # type: ignore[index]
     assert lines[0].startswith("4 cells; 1.33 times") and any("20K, 24 comparisons" in line for line in lines)
     assert not (tmp_path / "out").exists()
+
+
+def test_unsure_comparisons_are_no_pairs_and_all_cells_judge_the_same(tmp_path: Path) -> None:
+    rows = [replace(c, strength=1 + i % 4) for i, c in enumerate(toy_comparisons(60, 0))]
+    options: dict[str, Any] = {"sizes": ["5K"], "pairs": [4, 8]}
+    run = pm_scaling(config(tmp_path / "out", **options), comparisons=rows[:40], eval_comparisons=rows[40:])
+    assert not isinstance(run, dict) and run.done
+    numbers = run.summary()["numbers"]
+    assert numbers["accuracy/5K-8"]["n"] == sum(c.strength != 1 for c in rows[40:]) == 15
+    assert all(c.strength != 1 for c in load_comparisons(run.path / "data" / "8.jsonl"))
+    assert any("10 unsure" in note for note in run.summary()["notes"])
+    with pytest.raises(ValueError, match="asks for 31 comparisons; there are 30"):
+        pm_scaling(config(tmp_path / "more", sizes=["5K"], pairs=[31]), comparisons=rows[:40], eval_comparisons=rows)
+    with pytest.raises(ValueError, match="another"):  # other held-out comparisons make another study
+        pm_scaling(config(tmp_path / "out", **options), comparisons=rows[:40], eval_comparisons=rows[30:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def test_both_scans_with_all_judges(studied: Run) -> None:
     assert "Judges that have nothing in common" in page
     drawn = {p.name for p in studied.figures.iterdir()}
     assert {"gaps.png", "gold.svg", "test-sizes.png", "curve-small-by-large.png"} <= drawn
+
+
+def test_a_table_of_one_cell_is_not_drawn(tmp_path: Path) -> None:
+    rng, run = np.random.default_rng(0), Run.open("rlhf robustness", config(tmp_path / "o"))
+    some = [rng.normal(0, 1, (3, 8)) for _ in range(3)]
+    one = recipe.Trained("small", "small", [0, 8, 16], some[0], {"small": some[1]}, None, some[2])
+    assert recipe.draw(run, ["small"], [one])["sizes"] == [] and not (run.figures / "test-sizes.svg").exists()
+    both = dataclasses.replace(one, tests={"small": some[1], "large": some[2]})
+    assert recipe.draw(run, ["small", "large"], [both])["sizes"]
 
 
 def test_no_conversation_serves_two_purposes(studied: Run, tmp_path: Path) -> None:

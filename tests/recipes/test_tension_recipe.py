@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,4 +152,7 @@ def test_what_cannot_be_studied_is_refused_before_work(options: dict[str, Any], 
         tension(config(tmp_path / "o", **options), comparisons=DATA, lms={"tiny": toy_lm()})
     with pytest.raises(ValueError, match="both kinds are needed"):
         tension(config(tmp_path / "o"), comparisons=comparisons(), lms={"tiny": toy_lm()})
+    toy_lm().save(tmp_path / "lm")
+    with pytest.raises(ValueError, match="no model named 'nosuch'"):
+        tension(replace(config(tmp_path / "o"), models=[str(tmp_path / "lm"), "nosuch"]), comparisons=DATA)
     assert not (tmp_path / "o").exists()

@@ -113,7 +113,8 @@ def _layer(found: dict[str, list[Judged]], distances: dict[str, float], config: 
     """Intervals over prompts, from what every method said in its splits or draws."""
     layer = Layer({}, {}, {}, distances, {})
     for name, parts in found.items():
-        n = sum(len(part.inside) + len(part.outside) for part in parts)
+        roles = ([part.inside_ids for part in parts], [part.outside_ids for part in parts])
+        n = sum(len(np.unique(np.concatenate(ids))) for ids in roles)  # prompts, however many splits they judged in
         value, draws = auroc_draws(parts, seed=config.seed)
         layer.auroc[name] = interval_of(value, draws, n)
         each = [auroc_draws([part], n_boot=1)[0] for part in parts]
@@ -175,6 +176,8 @@ def _check(config: PMOOD) -> None:
         raise ValueError(f"fit_share is {config.fit_share}; expected a share between 0 and 1.")
     if any(count < 1 for count in config.exposed) or len(set(config.exposed)) < len(config.exposed):
         raise ValueError(f"exposed is {config.exposed}; expected different numbers of outliers, 1 or more each.")
+    if config.shrinkage is not None and not 0 <= config.shrinkage <= 1:
+        raise ValueError(f"shrinkage is {config.shrinkage}; expected 0 (none) to 1 (the diagonal alone).")
     if config.limit is not None and config.limit < 1:
         raise ValueError(f"limit is {config.limit}; expected 1 or more.")
 

@@ -21,8 +21,8 @@ from truing.data.prompts import PromptRow, load_prompt_rows
 from truing.measure.code import Plan, check_room, code, plan_of
 from truing.models.heads import FACTS, PreferenceModel
 from truing.models.lm import LM
-from truing.models.load import find_model, load_tokenizer, model_file
-from truing.recipes.study_parts import Stopped, finished, folders, model_hashes
+from truing.models.load import find_model, model_file
+from truing.recipes.study_parts import Stopped, check_models, finished, folders, model_hashes
 from truing.report.drawing_code import code_figures
 from truing.report.page import write_story
 from truing.runs import Run
@@ -95,7 +95,7 @@ def _checked(
 ) -> dict[str, str]:
     """Refuse now what one of the three steps would refuse after hours; what stands for the reward in the identity."""
     if lm is None:
-        load_tokenizer(find_model(config.model))
+        check_models([config.model])
     everywhere: dict[str, Any] = {"seed": config.seed}
     check_lm(_finetune(config, config.model or "given", **everywhere))
     check_ppo(_ppo(config, Path(), **everywhere))

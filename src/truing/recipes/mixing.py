@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from truing.configs import PMMixing
-from truing.data.comparisons import conversation_key, load_comparisons, split_by_conversation, training_comparisons
+from truing.data.comparisons import conversation_key, load_comparisons, split_by_conversation
 from truing.data.provenance import HELD_OUT
 from truing.models.lm import LM
-from truing.recipes.study_parts import Stopped, finished, folders, model_hashes, pm_config
+from truing.recipes.study_parts import Stopped, check_models, finished, folders, model_hashes, pm_config
 from truing.report import figures
 from truing.report.page import write_story
 from truing.runs import Run
@@ -22,7 +22,7 @@ from truing.runs.atomic import read_rows
 from truing.stats import Interval, difference_interval, mean_interval, se
 from truing.train.pm import train_pm
 from truing.train.pm_numbers import correctness
-from truing.train.pm_setup import data_hash
+from truing.train.pm_setup import data_hash, usable
 from truing.types import Comparison
 
 TASKS = {"hh": "dialogues", "tldr": "summaries"}
@@ -43,19 +43,23 @@ def tldr_mixing(
     """
     given = {"hh": hh, "tldr": tldr}
     files = {"hh": config.hh, "tldr": config.tldr}
+    notes: list[str] = []
     parts = {}
     for task, rows in given.items():
-        kept, _ = training_comparisons(rows if rows is not None else load_comparisons(files[task]))
-        if not kept:
-            raise ValueError(f"There are no comparisons of {TASKS[task]} to train on.")
+        kept = usable(rows if rows is not None else load_comparisons(files[task]), f"{TASKS[task]} ", notes)
         parts[task] = split_by_conversation(kept, config.eval_share, config.seed)
-        if not parts[task][1]:
-            raise ValueError(f"eval_share is {config.eval_share}: nothing of {TASKS[task]} is left to measure on.")
+    parts = apart(parts, notes)
+    for task, part in parts.items():
+        if not all(part):
+            words = f"{len(part[0])} comparisons of {TASKS[task]} to train on and {len(part[1])} to measure on"
+            raise ValueError(f"eval_share is {config.eval_share}, which leaves {words}.")
     if config.dry_run:
         train, held_out = ([c for part in parts.values() for c in part[side]] for side in (0, 1))
         found = train_pm(pm_config(config, config.init, dry_run=True), comparisons=train, eval_comparisons=held_out)
         assert isinstance(found, dict)
         return {"lines": ["The preference model on both (those on one take about as long together):", *found["lines"]]}
+    if lm is None:
+        check_models([config.init])
     hashes = {task: data_hash(rows) for task, rows in given.items() if rows is not None}
     hashes |= model_hashes({config.init: lm} if lm else None)
     read = [file for task, rows in given.items() if rows is None for file in files[task]]
@@ -71,11 +75,22 @@ def tldr_mixing(
     numbers = numbers_of(right, {task: held for task, (_, held) in parts.items()}, config.seed)
     numbers |= {f"pairs/{t}": Interval(len(p[0]), None, None, len(p[0]), "pairs") for t, p in parts.items()}
     _tell(run, numbers)
-    run.finish(numbers, ["Intervals resample held-out conversations; another run of training would add to them."])
+    notes.append("Intervals resample held-out conversations; another run of training would add to them.")
+    run.finish(numbers, notes)
     return run
 
 
 Parts = dict[str, tuple[list[Comparison], list[Comparison]]]
+"""Task → comparisons to train on, and to measure on."""
+
+
+def apart(parts: Parts, notes: list[str]) -> Parts:
+    """Without training comparisons whose conversation is held out of the other task; ``notes`` hears of them."""
+    held = {conversation_key(c) for _, rows in parts.values() for c in rows}
+    out = {task: ([c for c in train if conversation_key(c) not in held], rows) for task, (train, rows) in parts.items()}
+    if left := sum(len(parts[task][0]) - len(out[task][0]) for task in parts):
+        notes.append(f"{left} comparisons to train on begin like a held-out one of the other task and were left out.")
+    return out
 
 
 def _trained(run: Run, config: PMMixing, init: str, name: str, parts: Parts) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from truing.data.files import write_rows
 from truing.data.provenance import HELD_OUT
 from truing.models.family import by_size, byte_tokenizer, new_model, num_params, word_tokenizer
 from truing.models.lm import LM
+from truing.recipes.study_parts import check_models
 from truing.report import figures
 from truing.report.page import write_story
 from truing.runs import Run, sweep
@@ -31,6 +32,7 @@ from truing.stats import Interval, mean_interval
 from truing.stats.scaling import log_linear, scaling_fit
 from truing.train.pm import train_pm
 from truing.train.pm_numbers import correctness
+from truing.train.pm_setup import check, data_hash, usable
 from truing.types import Comparison
 
 EVAL_SHARE = 0.2
@@ -59,11 +61,15 @@ def pm_scaling(
 
     Raises ValueError for sizes or amounts that mean nothing, or more pairs than there are.
     """
-    rows, held_out = _data(config, comparisons, eval_comparisons)
+    notes: list[str] = []
+    _check(config)
+    rows, held_out = _data(config, comparisons, eval_comparisons, notes)
     toy = comparisons is None and not config.data
     if config.dry_run:
         return {"lines": _expected(config, rows, held_out, toy)}
-    hashes = {"comparisons": f"{len(rows)} {hash_of(rows)}"} if comparisons is not None else {}
+    check_models([size for size in config.sizes if not _is_shape(size)])
+    given = {"comparisons": comparisons, "eval_comparisons": eval_comparisons}
+    hashes = {name: data_hash(some) for name, some in given.items() if some is not None}
     run = Run.open("pm scaling", config, data_files=[*config.data, *config.eval_data], data_hashes=hashes)
     if run.done:
         return run
@@ -81,8 +87,35 @@ def pm_scaling(
     if len(done) < len(cells):
         run.stop({}, [f"Stopped after {len(done)} of {len(cells)} cells; the same command goes on."])
         return run
-    _leave(run, config, done, held_out, toy)
+    _leave(run, config, done, held_out, toy, notes)
     return run
+
+
+def _check(config: PMScaling) -> None:
+    """Refuse options that mean nothing before anything is made or trained."""
+    for name in ("sizes", "pairs"):
+        given = getattr(config, name)
+        if not given or len(set(given)) < len(given) or any(n < 1 for n in config.pairs):
+            raise ValueError(
+                f"sizes are {config.sizes} and pairs {config.pairs}; expected at least one of each, none of them twice."
+            )
+    check(PMTrain(init="", data=[], **_options(config)))
+
+
+def _options(config: PMScaling) -> dict[str, Any]:
+    """How every cell is trained."""
+    machine = ("seed", "device", "dtype", "threads")
+    names = (*machine, "epochs", "batch_size", "learning_rate", "frozen_layers", "max_length")
+    return {name: getattr(config, name) for name in names}
+
+
+def _is_shape(size: str) -> bool:
+    """Whether a size is made from scratch; else it names a model."""
+    try:
+        by_size(size)
+    except ValueError:
+        return False
+    return True
 
 
 def _train(config: PMTrain) -> Run:
@@ -92,25 +125,25 @@ def _train(config: PMTrain) -> Run:
     return run
 
 
-def hash_of(rows: Sequence[Comparison]) -> str:
-    """Names comparisons in memory."""
-    return str(random.Random("\n".join(map(repr, rows))).getrandbits(64))
-
-
 def _data(
-    config: PMScaling, given: Sequence[Comparison] | None, given_eval: Sequence[Comparison] | None
+    config: PMScaling,
+    given: Sequence[Comparison] | None,
+    given_eval: Sequence[Comparison] | None,
+    notes: list[str],
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Training comparisons, in an order of which every amount is a beginning, and held-out ones."""
-    if not config.sizes or not config.pairs or min(config.pairs) < 1:
-        raise ValueError(f"sizes are {config.sizes} and pairs {config.pairs}; expected at least one of each.")
+    """Training comparisons, in an order of which every amount is a beginning, and held-out ones.
+
+    None that a cell would leave out (unsure ones): what was asked for is trained on, and all cells judge all rows.
+    """
     kinds = ("helpful", "harmless") if config.kind == "both" else (config.kind,)
     if given is None and not config.data:
         most = max(config.pairs)
         return _toy(kinds, most, config.seed, "train"), _toy(kinds, TOY_PAIRS, config.seed, "test")
-    rows = [c for c in (given if given is not None else load_comparisons(config.data)) if c.kind in kinds]
+    rows = usable(given if given is not None else load_comparisons(config.data), "", notes)
+    rows = [c for c in rows if c.kind in kinds]
     if given_eval is not None or config.eval_data:
         held_out = list(given_eval) if given_eval is not None else load_comparisons(config.eval_data)
-        held_out = [c for c in held_out if c.kind in kinds]
+        held_out = [c for c in usable(held_out, "held-out ", notes) if c.kind in kinds]
     else:
         rows, held_out = split_by_conversation(rows, EVAL_SHARE, config.seed)
     if max(config.pairs) > len(rows) or not held_out:
@@ -144,8 +177,6 @@ def _cells(
             raise ValueError(f"Sizes {same} and {size} make the same model; take them further apart.")
         if lm is not None and not Path(names[size]).exists():
             lm.save(names[size])
-    shared = {name: getattr(config, name) for name in ("seed", "device", "dtype", "threads", "epochs", "batch_size")}
-    shared |= {name: getattr(config, name) for name in ("learning_rate", "frozen_layers", "max_length")}
     return [
         Cell(
             size,
@@ -155,7 +186,7 @@ def _cells(
                 data=[str(folder / "data" / f"{n}.jsonl")],
                 eval_data=[str(folder / "data" / "held_out.jsonl")],
                 out=folder / "cells" / f"{Path(size).name}-{n}",
-                **shared,
+                **_options(config),
             ),
         )
         for size in config.sizes
@@ -171,10 +202,9 @@ def _write(path: Path, rows: Sequence[Comparison]) -> None:
 
 def _scratch(config: PMScaling, size: str, toy: bool) -> LM | None:
     """A new model of a size, over the toy world's words or bytes; None for the name of a model."""
-    try:
-        shape = by_size(size)
-    except ValueError:
+    if not _is_shape(size):
         return None
+    shape = by_size(size)
     tokenizer = word_tokenizer(toy_hh.WORDS) if toy else byte_tokenizer()
     model = new_model(
         "llama",
@@ -196,8 +226,7 @@ def _expected(config: PMScaling, rows: Sequence[Comparison], held_out: Sequence[
     ]
     for size in config.sizes:
         lm = _scratch(config, size, toy)
-        shared = {name: getattr(config, name) for name in ("device", "dtype", "threads", "epochs", "batch_size")}
-        one = PMTrain(init=size, data=[], dry_run=True, max_length=config.max_length, **shared)
+        one = PMTrain(init=size, data=[], dry_run=True, **_options(config))
         found = train_pm(one, comparisons=rows[:most], eval_comparisons=held_out, lm=lm)
         out += [f"{size}, {most:,} comparisons: {line}" for line in found["lines"]]  # type: ignore[index]
     return out
@@ -207,7 +236,12 @@ def _expected(config: PMScaling, rows: Sequence[Comparison], held_out: Sequence[
 
 
 def _leave(
-    run: Run, config: PMScaling, done: Sequence[tuple[Cell, Run]], held_out: Sequence[Comparison], toy: bool
+    run: Run,
+    config: PMScaling,
+    done: Sequence[tuple[Cell, Run]],
+    held_out: Sequence[Comparison],
+    toy: bool,
+    notes: list[str],
 ) -> None:
     """Accuracies, the fit, figures and the page."""
     keys = [conversation_key(c) for c in held_out]
@@ -221,7 +255,6 @@ def _leave(
     fit = scaling_fit(correct, params, pairs, keys, seed=config.seed)
     numbers: dict[str, Interval] = {f"accuracy/{Path(s).name}-{n}": x for (s, n), x in found.items()} | fit
     numbers |= {f"params/{Path(s).name}": Interval(p, None, None, 1, "parameters") for s, p in sizes.items()}
-    notes = []
     if toy:
         bound = toy_hh.bayes_rate(held_out)
         numbers["bayes_rate"] = Interval(bound, None, None, len(held_out), "share")

@@ -23,6 +23,7 @@ from truing.measure.robustness import check_apart, curve, gains, halves, onset, 
 from truing.models.lm import LM
 from truing.recipes.study_parts import (
     Stopped,
+    check_models,
     check_parts,
     finished,
     folders,
@@ -77,6 +78,8 @@ def robustness(
     asked = rl_prompts(config, parts, prompts)
     if config.dry_run:
         return {"lines": _expected(config, names, parts, asked)}
+    if not lms:
+        check_models(config.models)
     known = model_hashes(lms)
     if comparisons is not None:
         known["comparisons"] = pairs_hash(comparisons)
@@ -260,7 +263,10 @@ def tell(
 
 
 def draw(run: Run, names: Sequence[str], done: Sequence[Trained], seed: int = 0) -> dict[str, list[dict[str, str]]]:
-    """Figures: every policy's curves, all gaps, gold, and final test scores by test-PM; for the page, by section."""
+    """Figures: every policy's curves, all gaps, gold, and final test scores by test-PM; for the page, by section.
+
+    One policy under one test-PM has no table of these.
+    """
     files: dict[str, list[dict[str, str]]] = {"curves": [], "gaps": [], "sizes": []}
 
     def save(figure: Any, name: str, section: str, caption: str) -> None:
@@ -279,6 +285,8 @@ def draw(run: Run, names: Sequence[str], done: Sequence[Trained], seed: int = 0)
     if golden:
         figure = figures.lines(golden, xlabel="samples", ylabel="gold gain since the start", reference=0.0)
         save(figure, "gold", "gaps", "What is really wanted, which no model here has seen.")
+    if len(names) == len(done) == 1:  # a table of one cell shows nothing
+        return files
     final = [[float(gains(t.tests[name])[-1].mean()) for name in names] for t in done]
     figure = figures.matrix_heatmap([t.name for t in done], list(names), final, label="final gain, PM units")
     save(figure, "test-sizes", "sizes", "Final gain of each policy (row) by each test-PM (column).")
@@ -303,7 +311,7 @@ def _story(
     judges = [[name, *(accuracies[f"accuracy/{x}-{name}"].as_dict() for x in ("train", "test"))] for name in names]
     accuracy = {"caption": "Accuracy on held-out pairs", "columns": ["model", "train-PM", "test-PM"], "rows": judges}
     ends = {"caption": "At the end; gap_early at the first evaluation", "columns": ["policy", *shown], "rows": rows}
-    sections = [
+    sections: list[dict[str, Any]] = [
         {
             "title": "1. Judges that have nothing in common",
             "text": f"{len(parts.train):,} comparisons train one set of preference models, {len(parts.test):,} "
@@ -324,8 +332,9 @@ def _story(
             "figures": files["gaps"],
             "tables": [ends],
         },
-        {"title": "4. Judges of other sizes", "figures": files["sizes"]},
     ]
+    if files["sizes"]:
+        sections.append({"title": "4. Judges of other sizes", "figures": files["sizes"]})
     write_story(run.path, {"title": "Robustness of RLHF", "sections": sections})
 
 

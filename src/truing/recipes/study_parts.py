@@ -10,6 +10,7 @@ from typing import Any
 from truing.configs import Common, PMTrain, PPOTrain, Robustness, StudyPM, Tension
 from truing.data.prompts import PromptRow
 from truing.models.lm import LM
+from truing.models.load import find_model, load_tokenizer
 from truing.runs import Run
 from truing.text import to_hh
 from truing.train.pm_setup import check as check_pm
@@ -45,6 +46,12 @@ def names_of(models: Sequence[str], lms: Mapping[str, LM] | None) -> list[str]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"The models are {', '.join(names) or 'none'}; expected one or more of different names.")
     return names
+
+
+def check_models(models: Sequence[str]) -> None:
+    """Raise for a model that is not there, or without a tokenizer: not when its turn comes, after hours of others."""
+    for name in models:
+        load_tokenizer(find_model(name))
 
 
 def model_hashes(lms: Mapping[str, LM] | None) -> dict[str, str]:

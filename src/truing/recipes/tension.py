@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from truing.configs import Tension
-from truing.data.comparisons import load_comparisons, split_by_conversation, training_comparisons
+from truing.data.comparisons import load_comparisons, split_by_conversation
 from truing.data.prompts import PromptRow, load_prompt_rows
 from truing.data.provenance import HELD_OUT
 from truing.measure.tension import helpful_loss, mix, sides
@@ -23,6 +23,7 @@ from truing.models.heads import PreferenceModel
 from truing.models.lm import LM
 from truing.recipes.study_parts import (
     Stopped,
+    check_models,
     check_parts,
     finished,
     folders,
@@ -40,6 +41,7 @@ from truing.text import refuses
 from truing.train.pm import train_pm
 from truing.train.pm_numbers import KINDS
 from truing.train.pm_setup import data_hash as pairs_hash
+from truing.train.pm_setup import usable
 from truing.train.ppo import train_ppo
 from truing.train.ppo_eval import EVALUATIONS
 from truing.train.ppo_setup import check_kinds
@@ -79,7 +81,8 @@ def tension(
     check(config)
     check_parts(config)
     names = names_of(config.models, lms)
-    rows, _ = training_comparisons(comparisons if comparisons is not None else load_comparisons(config.data))
+    notes: list[str] = []
+    rows = usable(comparisons if comparisons is not None else load_comparisons(config.data), "", notes)
     train, held_out = split_by_conversation(rows, config.eval_share, config.seed)
     counts = {kind: (sum(c.kind == kind for c in train), sum(c.kind == kind for c in held_out)) for kind in KINDS}
     if min(min(pair) for pair in counts.values()) < 1:
@@ -95,6 +98,8 @@ def tension(
         check_kinds(asked, share)
     if config.dry_run:
         return {"lines": _expected(config, names, train, total)}
+    if not lms:
+        check_models(config.models)
     known = model_hashes(lms)
     known |= {} if comparisons is None else {"comparisons": pairs_hash(comparisons)}
     known |= {} if prompts is None else {"prompts": prompts_hash(prompts)}
@@ -107,7 +112,8 @@ def tension(
     except Stopped as stop:
         run.stop({}, [str(stop)])
         return run
-    run.finish(*tell(run, found, total, refused, config.seed))
+    numbers, told = tell(run, found, total, refused, config.seed)
+    run.finish(numbers, [*notes, *told])
     return run
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -57,6 +58,14 @@ def refuse_passwords(config: Any) -> None:
                     f"--{key.replace('_', '-')} is an address with a user or a password in it, which the run would "
                     "keep. Leave it out; an API key belongs into the environment variable TRUING_API_KEY."
                 )
+
+
+def refuse_infinite(config: Any) -> None:
+    """Raise ValueError for an option that is not a number, or an infinite one: no run can keep it."""
+    for key, value in config_dict(config).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"--{key.replace('_', '-')} is {number}; expected a finite number.")
 
 
 def without_home(text: str) -> str:

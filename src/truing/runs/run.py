@@ -24,6 +24,7 @@ from truing.runs.facts import (
     digest_of,
     hash_data,
     identity_of,
+    refuse_infinite,
     refuse_passwords,
     surroundings,
     versions,
@@ -67,6 +68,7 @@ class Run:
         if (seed := getattr(config, "seed", 0)) < 0:
             raise ValueError(f"--seed is {seed}; expected 0 or a positive number.")
         refuse_passwords(config)
+        refuse_infinite(config)
         data = {**hash_data(data_files), **(data_hashes or {})}
         identity = identity_of(config, data)
         digest = digest_of(verb, identity)

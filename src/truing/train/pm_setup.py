@@ -58,10 +58,10 @@ def data_of(
     """
     parts = _parts(config, comparisons)
     of_row = {id(c): i for i, part in enumerate(parts) for c in part}
-    rows = _sure([c for part in parts for c in part], "", notes)
+    rows = usable([c for part in parts for c in part], "", notes)
     if eval_comparisons is not None or config.eval_data:
         given = list(eval_comparisons) if eval_comparisons is not None else load_comparisons(config.eval_data)
-        held_out = _sure(given, "held-out ", notes)
+        held_out = usable(given, "held-out ", notes)
         both = {conversation_key(c) for c in rows} & {conversation_key(c) for c in held_out}
         if both:
             shared = sum(conversation_key(c) in both for c in held_out)
@@ -114,7 +114,11 @@ def _mixture(config: PMTrain, parts: Sequence[Sequence[Comparison]], places: np.
     return f"A pass is {sum(seen):,} comparisons: {', '.join(mixed)}."
 
 
-def _sure(rows: list[Comparison], which: str, notes: list[str]) -> list[Comparison]:
+def usable(rows: Sequence[Comparison], which: str, notes: list[str]) -> list[Comparison]:
+    """What `train_pm` keeps of comparisons: none that is unsure, none of equal replies; ``notes`` hears of it.
+
+    Raises ValueError where nobody is answered, and where none is left.
+    """
     if not rows:
         raise ValueError(f"There are no {which}comparisons. Give at least one pair of replies to the same prompt.")
     kept, counts = training_comparisons(rows)
