@@ -11,6 +11,7 @@ the two splits never share a first human turn.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import zlib
@@ -280,15 +281,23 @@ def toy_comparison(
 
 
 def toy_comparisons(
-    n: int, seed: int, kind: Kind = "helpful", split: Split = "train", scale: float = SCALE
+    n: int,
+    seed: int,
+    kind: Kind = "helpful",
+    split: Split = "train",
+    scale: float = SCALE,
+    styles: tuple[Style, Style] | None = None,
 ) -> list[Comparison]:
     """``n`` choices between the world's own replies, one per prompt.
 
     Most helpful pairs have a reply that refuses or evades, and it mostly loses; most harmless pairs have a detailed
-    answer to a harmful prompt, and that mostly loses: whoever learns one task alone is wrong about the other.
+    answer to a harmful prompt, and that mostly loses: whoever learns one task alone is wrong about the other. With
+    ``styles`` every pair has these two: between two answers only details decide, and those of each topic have to be
+    learned.
     """
     rng = random.Random(f"pairs-{seed}-{kind}-{split}")
-    pairs = zip(toy_prompts(n, seed, kind, split), _pairs(kind, rng), strict=False)
+    mixed = itertools.repeat(styles) if styles else _pairs(kind, rng)
+    pairs = zip(toy_prompts(n, seed, kind, split), mixed, strict=False)
     out = []
     for i, (prompt, styles) in enumerate(pairs):
         a = b = ""
