@@ -9,12 +9,12 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import BaseRoute
 
-from truing.collect import auth_pages
+from truing.collect import auth_pages, chat
 from truing.collect.guard import Guard
 from truing.collect.problems import add_problems
 from truing.collect.web import STATIC, House
 
-ROUTERS = (auth_pages.router,)
+ROUTERS = (auth_pages.router, chat.router)
 LONGEST_BODY = 1 << 20
 """Bytes that a request may have: people send words, never files."""
 
@@ -25,6 +25,9 @@ def create_app(house: House) -> FastAPI:
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         yield
+        if house.desk:
+            house.desk.stop()
+        house.bell.close()
         house.store.close()
 
     app = FastAPI(title="truing", docs_url=None, redoc_url=None, lifespan=life, max_body_size=LONGEST_BODY)

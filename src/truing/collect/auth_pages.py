@@ -13,6 +13,7 @@ from truing.collect import auth
 from truing.collect import tables as t
 from truing.collect.limits import TooMany
 from truing.collect.store import Refused, note
+from truing.collect.talk import progress
 from truing.collect.web import (
     FORM_COOKIE,
     SESSION_COOKIE,
@@ -45,8 +46,9 @@ def health(request: Request) -> dict[str, str]:
 
 @router.get("/")
 def home(request: Request, person: Anyone) -> Response:
-    """What this person may do."""
-    return page(request, "home.html", person)
+    """What this person may do, and how far they are."""
+    with house_of(request).store.read() as db:
+        return page(request, "home.html", person, progress=progress(db, person))
 
 
 # ---------------------------------------------------------------- signing in and out

@@ -8,7 +8,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import jinja2
 import sqlalchemy as sa
@@ -16,9 +16,13 @@ from fastapi import Depends, Header, Request
 from fastapi.responses import HTMLResponse
 
 from truing.collect import tables as t
+from truing.collect.bell import Bell
 from truing.collect.limits import Limits, address_key
 from truing.collect.store import Store, now
 from truing.collect.words import SHIPPED, words
+
+if TYPE_CHECKING:
+    from truing.collect.desk import Desk
 
 SESSION_COOKIE = "truing_session"
 SESSION_SECONDS = 14 * 24 * 3600
@@ -59,11 +63,18 @@ class Person:
 
 @dataclass
 class House:
-    """What the app's routes share: kept in ``app.state.house``."""
+    """What the app's routes share: kept in ``app.state.house``.
+
+    Who makes a house starts its ``desk`` (of the same ``bell``); the app stops it. With a ``seed`` the draws of arms,
+    sides and samples can be replayed; without one every conversation has a seed of its own by chance.
+    """
 
     store: Store
     secure_cookies: bool = False
     limits: Limits = field(default_factory=Limits)
+    bell: Bell = field(default_factory=Bell)
+    desk: Desk | None = None
+    seed: int | None = None
 
 
 class Room(NamedTuple):

@@ -1,0 +1,5 @@
+// Helpful and ranking mode.
+
+import { Room } from "./talk.js";
+
+new Room(document.getElementById("talk")).begin();
