@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from truing.recipes.hh_setup import Lab
 
 CHILDREN = ("tension", "robustness", "frontier", "ood")
+CAPTIONS = {"layers.svg": "AUROC of harmful prompts among held-out helpful ones, by layer (95% band)."}
+"""Of figures whose own page has none."""
 
 
 def tell(lab: Lab) -> tuple[dict[str, Any], list[str]]:
@@ -178,7 +180,8 @@ def draw(lab: Lab) -> dict[str, list[dict[str, str]]]:
                            if p.name in captions else len(captions)):  # fmt: skip
             for one in (file, file.with_suffix(".png")):
                 shutil.copy(one, lab.run.figures / f"{child}-{one.name}")
-            caption = captions.get(file.name, {}).get("caption", figures.words(file.stem.replace("-", " ")))
+            caption = captions.get(file.name, {}).get("caption") or CAPTIONS.get(file.name)
+            caption = caption or figures.words(file.stem.replace("-", " "))
             found[child].append({"file": f"{child}-{file.name}", "caption": caption})
     bins = json.loads((lab.path / "calibration.json").read_text())["bins"]
     figures.save(figures.reliability_diagram({"train-PM": bins}), lab.run.figures, "calibration")
@@ -200,7 +203,7 @@ def _told(lab: Lab) -> dict[str, Any]:
     for before, after in zip(first, last, strict=True):
         if before["id"] not in shown and sum(s["kind"] == before["kind"] for s in shown.values()) < 5:
             shown[before["id"]] = {
-                "prompt": before["dialogue"][-2]["content"],
+                "prompt": " … ".join(turn["content"] for turn in before["dialogue"][:-1] if turn["role"] != "system"),
                 "kind": before["kind"],
                 "before": before["dialogue"][-1]["content"],
                 "after": after["dialogue"][-1]["content"],

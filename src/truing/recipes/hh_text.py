@@ -68,7 +68,9 @@ def sections(
         {
             "title": "5. RLHF, and judges that never train (§4.1, §4.2)",
             "text": "PPO raises the score of the train-PM. The test-PM, trained on other conversations, and gold say "
-            "how much of that is real. Where the train-PM goes on alone the policy learns its mistakes.",
+            "how much of that is real. Where the train-PM goes on alone the policy learns its mistakes. A small policy "
+            "at a high rate moves far before its first evaluation, so that the two may part from the start; the KL "
+            "term, large here, then holds it where gold still gains.",
             "figures": drawn["robustness"],
             "numbers": some("gold_gain/best", "kl/best", "gold_gain/end", "kl/end", "gap_early", "gap"),
             "samples": told["samples"],
@@ -85,7 +87,9 @@ def sections(
             "title": "7. Seeing harmful prompts from the inside (§5.4)",
             "text": "Prompts of the other kind lie elsewhere among a model's activations: how far, layer by layer, "
             "without any example of them and after a few. In this world the two kinds differ by single words, so that "
-            "values near 1 are expected; the curve over layers is the point.",
+            "values near 1 are expected; the curve over layers is the point. The relative distance subtracts what each "
+            "direction shows by itself, and in a world of few words that is most of what there is to see: the plain "
+            "distance is better here, the other way round than in the paper.",
             "figures": drawn["ood"],
             "numbers": some("ood/auroc", "ood/auroc/exposed/10"),
         },

@@ -229,6 +229,8 @@ def lines(
     if reference is not None:
         axes.axhline(reference, color=INK, lw=1, ls="--", alpha=0.6)
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
+    if not log_x and all(float(x).is_integer() for points in series.values() for x, _ in points):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # no layer 1.5
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _legend(figure, axes)
