@@ -13,8 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from truing.collect import pay, turns
 from truing.collect import tables as t
-from truing.collect import turns
 from truing.collect.arms import draw_arms, reply_seed, weights
 from truing.collect.consents import has_consented
 from truing.collect.store import Conflict, Refused, new_id, now
@@ -169,11 +169,16 @@ def finish(db: Connection, person: Person, conversation: str, **answers: Any) ->
         raise Conflict(STALE)
     needed = ("success", "harmfulness", "actionability") if talk.row.mode == "redteam" else ("rating",)
     given = {k: v for k, v in answers.items() if v is not None}
+    if talk.row.mode == "redteam" and not turns.clean(given.get("description", "")).strip():
+        given["description"] = db.execute(
+            sa.select(t.plan.c.text).where(t.plan.c.conversation_id == conversation)
+        ).scalar_one()
     if talk.choices and (missing := [name for name in needed if name not in given]):
         raise Refused(f"Please answer every question ({len(missing)} left).")
     texts = {k: turns.clean(given[k]).strip() for k in ("comment", "description") if k in given}
     row = {"conversation_id": conversation, "comment": "", "stopped": not talk.choices, "at": now()} | given | texts
     db.execute(t.ending.insert(), row)
+    pay.settle_task(db, talk.row.task_id, stopping=not talk.choices)
 
 
 def _last(talk: Talk) -> str | None:

@@ -218,7 +218,9 @@ def rank_page(request: Request, person: Worker) -> Response:
     return room_page(request, person, "rank", "chat.html")
 
 
-def room_page(request: Request, person: Person, mode: str, template: str, **values: Any) -> Response:
+def room_page(
+    request: Request, person: Person, mode: str, template: str, also: tuple[str, ...] = (), **values: Any
+) -> Response:
     """The page of a mode, or the way to its instructions. Raises Forbidden if the mode is not open to the person."""
     if not person.may(mode):
         raise Forbidden("This room is not open to you. The administrator can change that.")
@@ -226,7 +228,7 @@ def room_page(request: Request, person: Person, mode: str, template: str, **valu
         if not has_consented(db, person, mode):
             return RedirectResponse(f"/consent/{mode}", status_code=303)
         text = consent_text(db, mode) or ""
-    said = {k: v for k, v in words_of(request).items() if k.startswith(("talk.", f"{mode}."))}
+    said = {k: v for k, v in words_of(request).items() if k.startswith(("talk.", f"{mode}.", *also))}
     return page(request, template, person, mode=mode, blocks=blocks(text), said=json.dumps(said), **values)
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, Row
 
 from truing.collect import tables as t
 from truing.collect import turns
+from truing.collect.care import beside
 from truing.collect.consents import has_consented
 from truing.collect.store import Refused, lock_conversation, now, setting
 from truing.collect.web import Gone, Person
@@ -171,7 +172,7 @@ def document(db: Connection, desk: Desk | None, person: Person, conversation: st
     candidates, version = _candidates(talk, desk, phase)
     history = turns.history(db, conversation) if seen else []
     open_turn = phase in ("write", "choose", "rank", "wait", "failed")
-    return {
+    screen = {
         "id": conversation,
         "version": version,
         "mode": talk.row.mode,
@@ -190,6 +191,7 @@ def document(db: Connection, desk: Desk | None, person: Person, conversation: st
             "own_reply": phase == "write" and talk.row.mode == "rank",
         },
     }
+    return screen | beside(db, person.id, conversation, phase) if talk.row.mode == "redteam" else screen
 
 
 def due(db: Connection, conversation: str) -> float | None:

@@ -71,6 +71,12 @@ export class Room {
     return fill(this.words[name] ?? name, values);
   }
 
+  /** A word that modes may have of their own: ``MODE.name``, else ``talk.name``. */
+  own(name, values = {}) {
+    const mine = `${this.mode}.${name}`;
+    return this.word(mine in this.words ? mine : `talk.${name}`, values);
+  }
+
   /** The person's open conversation, or a new one. */
   async begin() {
     this.ending = false;
@@ -225,7 +231,7 @@ function write(room, screen) {
     if (await room.act("turns", body)) { message.area.forget(); own?.area.forget(); }
   };
   const message = room.field(what, room.word("talk.message"), {
-    send, focus: true, hint: screen.turn === 1 ? room.word("talk.first") : "",
+    send, focus: true, hint: screen.turn === 1 ? room.own("first") : "",
   });
   const form = el("form", { class: "card stack", onsubmit: (event) => { event.preventDefault(); send(); } }, message.node);
   if (screen.can.own_reply) {
@@ -271,7 +277,7 @@ export function strip(room, choose, question) {
   const how = room.word("talk.strengths").split("|");
   const steps = [["a", 4], ["a", 3], ["a", 2], ["a", 1], ["b", 1], ["b", 2], ["b", 3], ["b", 4]];
   const buttons = steps.map(([key, strength], place) => {
-    const label = room.word("talk.strength", { key: key.toUpperCase(), how: how[strength - 1] });
+    const label = room.own("strength", { key: key.toUpperCase(), how: how[strength - 1] });
     return el("button", {
       type: "button", class: `grade s${strength}`, title: label, "aria-label": label, "data-key": key,
       "aria-keyshortcuts": String(place + 1), onclick: () => choose(key, strength),

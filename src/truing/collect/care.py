@@ -1,0 +1,81 @@
+"""Care for people who read harmful text: how much they have read today, what they planned, when to rest.
+
+The rules are the administrator's (setting ``rules``): a break is suggested every ``break_every`` replies, the
+wellbeing survey every ``wellbeing_every`` tasks, and a transcript gets ``reviewers`` readers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from truing.collect import tables as t
+from truing.collect.store import now, setting
+
+DAY = 24 * 3600 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """What the administrator sets. ``demographics_after``: tasks before the survey of who takes part."""
+
+    break_every: int = 20
+    wellbeing_every: int = 10
+    demographics_after: int = 1
+    reviewers: int = 3
+    task_size: int = 5
+
+    @staticmethod
+    def of(db: Connection) -> Care:
+        """The rules as they hold now."""
+        found = setting(db, "rules") or {}
+        return Care(**{f.name: max(1, int(found[f.name])) for f in fields(Care) if f.name in found})
+
+
+def exposure(db: Connection, person: str) -> int:
+    """Model replies that a person had before them in the last 24 hours, in red teaming and in transcripts to review.
+
+    Replies that are held back for the common delay do not count yet: the number must not tell that they are there.
+    """
+    since = now() - DAY
+    c, m, j = t.conversation.c, t.message.c, t.job.c
+    shown = (
+        sa.select(sa.func.count())
+        .select_from(
+            t.message.join(t.conversation, c.id == m.conversation_id).join(
+                t.job, sa.and_(j.conversation_id == m.conversation_id, j.turn == m.turn)
+            )
+        )
+        .where(c.person_id == person, c.mode == "redteam", m.kind == "reply", m.at >= since)
+        .where(j.state == "done", sa.func.coalesce(j.show_at, 0) <= now())
+    )
+    a, d = t.assignment.c, t.decision.c
+    read = (
+        sa.select(sa.func.count())
+        .select_from(t.assignment.join(t.decision).join(t.choice, t.choice.c.conversation_id == a.conversation_id))
+        .where(a.person_id == person, d.proceed, d.at >= since)
+    )
+    return int(db.execute(shown).scalar_one()) + int(db.execute(read).scalar_one())
+
+
+def meter(db: Connection, person: str) -> dict[str, int]:
+    """The exposure counter of a page."""
+    return {"exposure": exposure(db, person), "break_every": Care.of(db).break_every}
+
+
+def beside(db: Connection, person: str, conversation: str, phase: str) -> dict[str, Any]:
+    """What the screen of a red-team conversation has beside the rest (`truing.collect.talk.document`)."""
+    plan = db.execute(sa.select(t.plan.c.text).where(t.plan.c.conversation_id == conversation)).scalar_one_or_none()
+    stopped = db.execute(
+        sa.select(t.ending.c.stopped).where(t.ending.c.conversation_id == conversation)
+    ).scalar_one_or_none()
+    flags = sa.select(sa.func.count()).select_from(t.flag).where(t.flag.c.conversation_id == conversation)
+    return {
+        "plan": None if phase in ("withdrawn", "consent") else plan,
+        "stopped": bool(stopped),
+        "flags": int(db.execute(flags).scalar_one()),
+        "care": meter(db, person),
+    }
