@@ -58,6 +58,14 @@ VERBS: dict[str, Verb] = {
     "rlhf robustness": Verb("truing.recipes.robustness:robustness", "Robustness", "train-PMs against test-PMs"),
     "rlhf tension": Verb("truing.recipes.tension:tension", "Tension", "helpful against harmless: mixes and weights"),
     "rlhf code": Verb("truing.recipes.code_rlhf:code_study", "CodeStudy", "what RLHF does to a code model's pass@k"),
+    "store backup": Verb("truing.collect.store_verbs:backup", "StoreBackup", "the feedback store in one file"),
+    "store restore": Verb("truing.collect.store_verbs:restore", "StoreRestore", "a store from such a file"),
+    "store import": Verb("truing.collect.store_verbs:import_", "StoreImport", "comparisons made with other tools"),
+    "store export": Verb("truing.collect.store_verbs:export", "StoreExport", "comparisons, games, rankings, attempts"),
+    "store erase": Verb("truing.collect.store_verbs:erase", "StoreErase", "replace what was said by a tombstone"),
+    "store person": Verb(
+        "truing.collect.store_verbs:person", "StorePerson", "what is kept of a person: a file, or erase"
+    ),
     "elo": Verb("truing.measure.elo:elo", "EloConfig", "Elo with intervals from comparisons"),
     "writers": Verb("truing.measure.writers:writers", "Writers", "models against human writers, from rankings"),
     "honesty choices": Verb("truing.measure.choices:choices", "Choices", "calibration on multiple choice"),
@@ -77,6 +85,7 @@ GROUPS = {
     "pm": "preference models",
     "rlhf": "reinforcement learning from human feedback",
     "honesty": "calibration and self-knowledge",
+    "store": "the feedback store",
 }
 ROWS = ("score", "sample")  # print their rows.jsonl, one line per input row
 NO_RUN = ("chat", "doctor", "runs", "report", "compare", "data check", "data convert", "data pairs")

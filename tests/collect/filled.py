@@ -83,7 +83,7 @@ class Talk:
         return ids
 
     def plan(self, text: str) -> None:
-        self.db.execute(t.plan.insert(), {"conversation_id": self.id, "text": text, "at": now()})
+        self.db.execute(t.plan.insert(), {"conversation_id": self.id, "text": text, "tags": [], "at": now()})
 
     def end(self, **answers: Any) -> None:
         row = {"conversation_id": self.id, "comment": "", "stopped": False, "at": now()}
@@ -94,7 +94,7 @@ class Talk:
 
     def review(self, reviewer: str, **answers: Any) -> None:
         id = new_id()
-        row = {"id": id, "conversation_id": self.id, "person_id": reviewer, "at": now()}
+        row = {"id": id, "conversation_id": self.id, "author_id": self.person, "person_id": reviewer, "at": now()}
         self.db.execute(t.assignment.insert(), row)
         row = {"assignment_id": id, "rating": 0, "intent": 0, "tags": [], "comment": "", "at": now()}
         self.db.execute(t.review.insert(), row | answers)

@@ -144,7 +144,7 @@ def _known(db: Connection, person: str, key: str, request: str) -> dict[str, Any
 def lock_conversation(db: Connection, conversation: str) -> Row[Any]:
     """The conversation's row, held until the transaction ends, so that its turns are written one after another.
 
-    Raises Refused if there is none or it was withdrawn.
+    Raises Refused if there is none or it was withdrawn or erased.
     """
     row = db.execute(sa.select(t.conversation).where(t.conversation.c.id == conversation).with_for_update()).first()
     if row is None or is_withdrawn(db, conversation):
@@ -153,11 +153,9 @@ def lock_conversation(db: Connection, conversation: str) -> Row[Any]:
 
 
 def is_withdrawn(db: Connection, conversation: str) -> bool:
-    """Whether the conversation was withdrawn, so that nobody may read it."""
-    return (
-        db.execute(sa.select(t.withdrawal.c.id).where(t.withdrawal.c.conversation_id == conversation)).first()
-        is not None
-    )
+    """Whether the conversation was withdrawn or erased, so that nobody may read it or go on with it."""
+    gone = (sa.select(x.c.id).where(x.c.conversation_id == conversation) for x in (t.withdrawal, t.erasure))
+    return any(db.execute(query.limit(1)).first() is not None for query in gone)
 
 
 def readable() -> sa.ColumnElement[bool]:

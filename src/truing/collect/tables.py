@@ -29,6 +29,7 @@ from truing.collect.review_tables import assignment as assignment
 from truing.collect.review_tables import decision as decision
 from truing.collect.review_tables import leaving as leaving
 from truing.collect.review_tables import review as review
+from truing.collect.spot_tables import opinion as opinion
 from truing.collect.survey_tables import demographics as demographics
 from truing.collect.survey_tables import survey_offer as survey_offer
 from truing.collect.survey_tables import wellbeing as wellbeing

@@ -28,6 +28,13 @@ from truing.configs.rlhf import Distill as Distill
 from truing.configs.rlhf import Finetune as Finetune
 from truing.configs.rlhf import PPOTrain as PPOTrain
 from truing.configs.rlhf import WritePrompts as WritePrompts
+from truing.configs.store import StoreBackup as StoreBackup
+from truing.configs.store import StoreCommon as StoreCommon
+from truing.configs.store import StoreErase as StoreErase
+from truing.configs.store import StoreExport as StoreExport
+from truing.configs.store import StoreImport as StoreImport
+from truing.configs.store import StorePerson as StorePerson
+from truing.configs.store import StoreRestore as StoreRestore
 from truing.configs.studies import Frontier as Frontier
 from truing.configs.studies import Robustness as Robustness
 from truing.configs.studies import StudyPM as StudyPM

@@ -108,7 +108,11 @@ def _read(
             if ranks[picked] == ranks[other] or texts[0] == texts[1]:
                 found.counts["ties" if texts[0] != texts[1] else "identical"] += 1
                 continue
-            facts = {"worker": vote.worker or None, "source": found.tool, "id": f"{Path(str(file)).stem}:{line}"}
+            facts: dict[str, Any] = {
+                "worker": vote.worker or None,
+                "source": found.tool,
+                "id": f"{Path(str(file)).stem}:{line}",
+            }
             found.comparisons.append(from_choice(task, asked, *texts, **facts))
 
 

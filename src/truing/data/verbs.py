@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from truing.configs import DataCheck, DataConvert
+from truing.data.annotated import read_annotated, tool_of
 from truing.data.attempts import MISSPELT, SPELT, attempt_to_row, read_attempts, write_attempts
 from truing.data.check import check_file, kind_of_row
 from truing.data.comparisons import Target, comparison_to_row, read_comparisons
@@ -47,8 +48,9 @@ def convert(config: DataConvert) -> dict[str, Any]:
     if not is_hub_name(config.file) and target.exists() and os.path.samefile(config.file, target):
         raise DataError(target, "this is the file that is read; give another name to write to")
     line, first = next(iter(read_rows(config.file)))
-    kind = kind_of_row(first)
+    kind = "choices of another tool" if tool_of(first) else kind_of_row(first)
     writers = {"comparisons": _comparisons, "prompts": _prompts, "questions": _questions, "attempts": _attempts}
+    writers["choices of another tool"] = _annotated
     if kind not in writers:
         problem = f"rows with the fields {', '.join(first)} are no comparisons, prompts, questions or attempts"
         raise DataError(config.file, problem, line=line)
@@ -57,7 +59,7 @@ def convert(config: DataConvert) -> dict[str, Any]:
     if config.dry_run:
         return {"lines": [f"Would write {kind} of {config.file} to {target} as {config.to}."]}
     read, written, notes = writers[kind](config, target)
-    if unknown := _unknown_fields(config.file, kind, target):
+    if kind in _READ and (unknown := _unknown_fields(config.file, kind, target)):
         notes.append(f"Fields that the new rows do not have: {', '.join(unknown)}.")
     unit = {"low": None, "high": None, "n": read, "unit": "rows"}
     numbers = {"rows_read": {"value": read, **unit}, "rows_written": {"value": written, **unit}}
@@ -91,6 +93,19 @@ def _comparisons(config: DataConvert, target: Path) -> Done:
         notes.append(f"The form {config.to!r} has no place for {', '.join(lost)}; these fields were not written.")
     written = write_rows(target, [comparison_to_row(c, config.to) for c in loaded.comparisons])
     return loaded.counts["rows"], written, notes
+
+
+def _annotated(config: DataConvert, target: Path) -> Done:
+    """Choices between two texts made in Label Studio, Argilla or Potato."""
+    found = read_annotated(config.file)
+    if not found.comparisons:
+        raise DataError(config.file, f"no choice between two texts is in this export of {found.tool}")
+    left = ", ".join(f"{n} {reason}" for reason, n in found.counts.items())
+    notes = [f"Left out: {left}."] if left else []
+    if lost := _lost(found.comparisons, config.to):
+        notes.append(f"The form {config.to!r} has no place for {', '.join(lost)}; these fields were not written.")
+    written = write_rows(target, [comparison_to_row(c, config.to) for c in found.comparisons])
+    return written + sum(found.counts.values()), written, notes
 
 
 def _lost(comparisons: list[Any], to: Target) -> list[str]:
