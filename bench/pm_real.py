@@ -20,6 +20,7 @@ from environment import ROOT
 from truing.configs import PMTrain
 from truing.data.comparisons import conversation_key, load_comparisons, split_by_conversation
 from truing.data.files import read_rows
+from truing.data.provenance import HELD_OUT
 from truing.measure.baselines import length_gaps
 from truing.measure.preference_groups import group_numbers
 from truing.models.lm import LM
@@ -28,7 +29,7 @@ from truing.runs import Run
 from truing.runs.facts import surroundings
 from truing.stats import Interval, difference_interval, mean_interval
 from truing.stats.words import bag_of_words
-from truing.train.pm import HELD_OUT, train_pm
+from truing.train.pm import train_pm
 from truing.train.pm_numbers import correctness, preference_numbers
 from truing.train.pm_pairs import Kept
 from truing.types import Comparison

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from truing.measure.reply_logprobs import pair_numbers, pair_rows, reply_means, too_long
+from truing.measure.reply_logprobs import pair_numbers, pair_rows, too_long
 from truing.models.family import byte_tokenizer, new_model
 from truing.models.lm import LM
+from truing.models.reply_means import reply_means
 from truing.text import to_hh
 from truing.types import Dialogue
 

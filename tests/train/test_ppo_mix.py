@@ -20,7 +20,7 @@ from truing.runs import Run
 from truing.text import refuses
 from truing.train.pm import train_pm
 from truing.train.ppo import PPO, train_ppo
-from truing.train.ppo_setup import data_hash, prompts_at
+from truing.train.ppo_setup import data_hash, not_held_out, prompts_at
 from truing.train.ppo_watch import Watch
 from truing.types import Comparison, Dialogue
 
@@ -234,3 +234,20 @@ def test_no_prompt_stems_from_what_the_judge_held_out(tmp_path: Path, monkeypatc
     write_rows(file, [pair for pair in pairs if pair["prompt"] in held])
     with pytest.raises(ValueError, match="None is left: give prompts that it was trained on"):
         train_ppo(config(tmp_path / "none", **names | {"prompts": [str(file)]}))
+
+
+@pytest.mark.parametrize("name", ["runs/pm", "pm", "runs/pm/model"])
+def test_a_judge_holds_out_the_same_however_it_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: looked for in the folder of that name alone, so that a run's name and its model/ hold nothing out."""
+    monkeypatch.chdir(tmp_path)
+    toy_pm(toy_lm()).save(tmp_path / "runs" / "pm" / "model")
+    (tmp_path / "runs" / "pm" / "config.yaml").write_text("{}")
+    write_rows(tmp_path / "runs" / "pm" / "held_out.jsonl", [{"id": "a", "gap": 1.0, "conversation": "hi"}])
+    rows = [PromptRow(Dialogue().ask(text), text, 1, "f") for text in ("Hi", "Bye")]
+    kept, (note,) = not_held_out(rows, name)
+    assert [row.id for row in kept] == ["Bye"] and note.startswith("1 of 2 prompts were left out")
+    toy_pm(toy_lm()).save(tmp_path / "runs" / "other")
+    write_rows(tmp_path / "runs" / "held_out.jsonl", [{"id": "a", "conversation": "hi"}])
+    assert not_held_out(rows, "runs/other") == (rows, []), "a file beside a model's folder is no run's"

@@ -16,7 +16,8 @@ from truing.measure.picking import count
 from truing.models.heads import FACTS
 from truing.models.lm import LM
 from truing.models.load import find_model, is_remote, model_file
-from truing.text import encode, to_hh
+from truing.models.reply_means import preferred, reply_ids, reply_means
+from truing.text import to_hh
 from truing.types import Dialogue
 
 UNIT = "nats per token"
@@ -25,13 +26,6 @@ UNIT = "nats per token"
 def is_language_model(name: str) -> bool:
     """Whether a model has no scalar head of ours, and its weights are here. Raises UnknownModel."""
     return not is_remote(name) and model_file(find_model(name), FACTS, name) is None
-
-
-def reply_ids(lm: LM, dialogue: Dialogue) -> tuple[list[int], int]:
-    """A dialogue's token ids and where its last reply begins; an empty reply is the end-of-sequence token alone."""
-    start = len(lm.encode_prompt(dialogue.prompt))
-    whole = encode(dialogue, lm.tokenizer, lm.format)
-    return (whole if len(whole) > start else [*whole, *lm.engine.eos_ids][: start + 1]), start
 
 
 def too_long(lm: LM, pairs: Sequence[Sequence[Dialogue]]) -> tuple[int, str] | None:
@@ -44,12 +38,6 @@ def too_long(lm: LM, pairs: Sequence[Sequence[Dialogue]]) -> tuple[int, str] | N
         if size > window:
             return i, f"{size} tokens; the model reads at most {window}"
     return None
-
-
-def reply_means(lm: LM, dialogues: Sequence[Dialogue]) -> np.ndarray:
-    """Mean log-probability per token, float64 [N] in nats, of the last reply of each dialogue given what is before."""
-    sequences, starts = zip(*(reply_ids(lm, d) for d in dialogues), strict=True)
-    return np.array([x.mean(dtype=np.float64) for x in lm.engine.score(sequences, starts)])
 
 
 def pair_rows(lm: LM, pairs: Sequence[Sequence[Dialogue]]) -> list[dict[str, Any]]:
@@ -66,7 +54,7 @@ def pair_numbers(
     def numbers_of(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
         prompts = [to_hh(pair[0].prompt) for pair in pairs[: len(rows)]]
         chosen, rejected = (np.array([row[name] for row in rows]) for name in ("chosen", "rejected"))
-        right = (np.sign(chosen - rejected) + 1) / 2
+        right = preferred(chosen, rejected)
         columns = {"chosen": chosen, "rejected": rejected, "gap": chosen - rejected}
         numbers: dict[str, Any] = {
             "rows": count(len(rows)),

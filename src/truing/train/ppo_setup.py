@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from truing.data.prompts import PromptRow, load_prompt_rows
 from truing.data.provenance import held_out_conversations, held_out_ids, leaks
 from truing.models.compute import Compute
 from truing.models.lm import LM
+from truing.models.load import find_model
 from truing.text import to_hh
 from truing.train.loop import check_adapters, check_optim, rng
 from truing.types import Comparison, Dialogue, Kind
@@ -78,9 +80,12 @@ def not_held_out(rows: Sequence[PromptRow], pm: str) -> tuple[list[PromptRow], l
     """The prompts less those that stem from what the run of a preference model held out, and a note of how many.
 
     Its accuracy would else be measured on conversations that the policy was trained on. ``pm`` is the name the model
-    was given by; only the folder of a run says what was held out. Raises ValueError if no prompt is left.
+    was given by: a run, its name, or the model in it; other models hold nothing out. Raises ValueError if no prompt is
+    left.
     """
-    ids, known = held_out_ids(pm), held_out_conversations(pm)
+    source = find_model(pm)
+    folder = source.parent if isinstance(source, Path) and source.name == "model" else source
+    ids, known = held_out_ids(folder), held_out_conversations(folder)
     found = leaks(rows, ids, known)
     if not found:
         return list(rows), []

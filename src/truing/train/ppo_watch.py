@@ -14,8 +14,9 @@ import numpy as np
 from truing import stats
 from truing.data.prompts import PromptRow
 from truing.models.lm import LM
+from truing.models.reply_means import preferred, reply_means
 from truing.stats import Interval
-from truing.text import encode, refuses, to_hh
+from truing.text import refuses, to_hh
 from truing.train.ppo_batch import Reply
 from truing.types import Comparison
 
@@ -67,15 +68,8 @@ class Watch:
 
 def policy_right(lm: LM, comparisons: Sequence[Comparison]) -> np.ndarray:
     """1 for each comparison whose chosen reply has the higher mean log-probability per token, ½ for a tie, else 0."""
-    sequences, starts = [], []
-    for c in comparisons:
-        prompt = list(lm.encode_prompt(c.prompt))
-        for dialogue in (c.chosen_dialogue, c.rejected_dialogue):
-            whole = encode(dialogue, lm.tokenizer, lm.format)
-            sequences.append(whole if len(whole) > len(prompt) else [*whole, *lm.engine.eos_ids][: len(prompt) + 1])
-            starts.append(len(prompt))
-    means = np.array([x.mean() for x in lm.engine.score(sequences, starts)], dtype=float).reshape(-1, 2)
-    return (np.sign(means[:, 0] - means[:, 1]) + 1) / 2
+    means = reply_means(lm, [d for c in comparisons for d in (c.chosen_dialogue, c.rejected_dialogue)]).reshape(-1, 2)
+    return preferred(means[:, 0], means[:, 1])
 
 
 def policy_accuracy(lm: LM, comparisons: Sequence[Comparison]) -> Interval:
