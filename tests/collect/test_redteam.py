@@ -264,6 +264,13 @@ def test_a_stop_in_the_middle_of_a_task_changes_nothing_of_its_pay(quick):
     assert sum(cents for cents, _ in paid(quick)) == 1001 and quick.count(t.task) == 1
 
 
+def test_finishing_before_any_choice_is_stopping_and_is_paid_like_it(quick):
+    set_words(quick, "pay", {"redteam": {"by": "task", "cents": 1000}})
+    ada = quick.visitor()
+    begin(ada)
+    assert ada.act("finish", {})["stopped"] and paid(quick) == [(200, "redteam: 1 of 5 conversations, by task")]
+
+
 def test_every_screen_has_stop_now_and_help_that_the_administrator_can_edit(quick):
     ada, rev = quick.visitor(), quick.visitor("Rev", role="reviewer", consents=("review",))
     for who, path in ((ada, "/redteam"), (rev, "/review")):

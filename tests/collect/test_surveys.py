@@ -217,6 +217,9 @@ def test_answers_have_no_person_no_time_and_no_way_to_either(site):
     with site.store.read() as db:
         if site.store.sqlite:
             stored = [row.id for row in db.execute(sa.text("SELECT id FROM demographics"))]
+            for table in ("demographics", "wellbeing"):
+                with pytest.raises(sa.exc.OperationalError, match="no such column"):
+                    db.execute(sa.text(f"SELECT rowid FROM {table}"))
         else:
             found = db.execute(sa.text("SELECT id, xmin::text AS x FROM demographics ORDER BY ctid")).all()
             stored = [row.id for row in found]
