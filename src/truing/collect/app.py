@@ -9,12 +9,21 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import BaseRoute
 
-from truing.collect import auth_pages, chat, redteam, review, surveys
+from truing.collect import admin_care, admin_pages, admin_work, auth_pages, chat, redteam, review, surveys
 from truing.collect.guard import Guard
 from truing.collect.problems import add_problems
 from truing.collect.web import STATIC, House
 
-ROUTERS = (auth_pages.router, chat.router, redteam.router, review.router, surveys.router)
+ROUTERS = (
+    auth_pages.router,
+    chat.router,
+    redteam.router,
+    review.router,
+    surveys.router,
+    admin_pages.router,
+    admin_work.router,
+    admin_care.router,
+)
 LONGEST_BODY = 1 << 20
 """Bytes that a request may have: people send words, never files."""
 
