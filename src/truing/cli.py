@@ -38,6 +38,7 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "demo": Verb("truing.recipes.demo:demo", "Demo", "the whole loop on the packaged model, to one report"),
     "chat": Verb("truing.collect.terminal:chat", "Chat", "talk with a model, beside a preference model's scores"),
+    "serve": Verb("truing.collect.serve:serve", "Serve", "the web app in which people talk with models and choose"),
     "sample": Verb("truing.measure.score:sample", "Sampling", "replies to prompts; best of n by a preference model"),
     "score": Verb("truing.measure.score:score", "Scoring", "log-probabilities, or a preference model's scores"),
     "data check": Verb("truing.data.verbs:check", "DataCheck", "what is in a file and what is wrong with it"),
@@ -88,7 +89,7 @@ GROUPS = {
     "store": "the feedback store",
 }
 ROWS = ("score", "sample")  # print their rows.jsonl, one line per input row
-NO_RUN = ("chat", "doctor", "runs", "report", "compare", "data check", "data convert", "data pairs")
+NO_RUN = ("chat", "serve", "doctor", "runs", "report", "compare", "data check", "data convert", "data pairs")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -90,6 +90,21 @@ def fields_from_file(cls: type, path: Path) -> dict[str, Any]:
     return out
 
 
+def rows_from_yaml(path: Path) -> list[Any]:
+    """The rows of a YAML (or JSON) file that holds a list. Raises Usage if it is not there or holds none."""
+    import yaml
+
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as wrong:
+        raise Usage(f"{path} cannot be read: {wrong.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as wrong:
+        raise Usage(f"{path} is not YAML: {' '.join(str(wrong).split())}") from None
+    if not isinstance(given, list):
+        raise Usage(f"{path} holds a {type(given).__name__}; expected a list: lines that begin with `- `.")
+    return given
+
+
 def _plain(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """Origin and arguments of a type hint without ``Annotated``."""
     while typing.get_origin(hint) is typing.Annotated:

@@ -24,8 +24,6 @@ ROUTERS = (
     admin_work.router,
     admin_care.router,
 )
-LONGEST_BODY = 1 << 20
-"""Bytes that a request may have: people send words, never files."""
 
 
 def create_app(house: House) -> FastAPI:
@@ -39,7 +37,7 @@ def create_app(house: House) -> FastAPI:
         house.bell.close()
         house.store.close()
 
-    app = FastAPI(title="truing", docs_url=None, redoc_url=None, lifespan=life, max_body_size=LONGEST_BODY)
+    app = FastAPI(title="truing", docs_url=None, redoc_url=None, lifespan=life)
     app.state.house = house
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     for router in ROUTERS:

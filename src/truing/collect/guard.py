@@ -12,7 +12,8 @@ import traceback
 from typing import Any
 
 from fastapi import Request
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from truing.collect.problems import answer
@@ -29,6 +30,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+LONGEST_BODY = 1 << 20
+"""Bytes that a request may have: people send words, never files."""
 TLS_HEADERS = {"Strict-Transport-Security": "max-age=31536000"}
 access = logging.getLogger("truing.access")
 errors = logging.getLogger("truing.errors")
@@ -46,7 +49,18 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 0
+        began, status, length = time.perf_counter(), 0, 0
+        declared = Headers(scope=scope).get("content-length", "0")
+
+        async def receive_some() -> Message:
+            nonlocal length
+            if declared.isdigit() and int(declared) > LONGEST_BODY:
+                raise HTTPException(413)
+            message = await receive()
+            length += len(message.get("body", b""))
+            if length > LONGEST_BODY:
+                raise HTTPException(413)
+            return message
 
         async def send_on(message: Message) -> None:
             nonlocal status
@@ -59,7 +73,7 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_on)
+            await self.app(scope, receive_some, send_on)
         except Exception as problem:
             number = new_id()[:8]
             errors.error("%s %s\n%s", number, pattern(scope), without_texts(problem))

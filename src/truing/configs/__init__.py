@@ -3,6 +3,7 @@
 Imports no torch, so that ``truing VERB --help`` is quick. A docstring under a field is its help text.
 """
 
+from truing.configs.collect import Serve as Serve
 from truing.configs.common import Adapters as Adapters
 from truing.configs.common import Common as Common
 from truing.configs.common import Optim as Optim
