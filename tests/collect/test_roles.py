@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import sqlalchemy as sa
 from browser import Browser, People
 from fastapi import FastAPI
 
@@ -125,3 +126,28 @@ def test_every_write_of_the_api_needs_an_idempotency_key(people: People):
         method, path = route.split(" ", 1)
         answer = browser.client.request(method, address(path), json={}, headers={"X-CSRF-Token": browser.csrf})
         assert answer.status_code == 422 and "Idempotency-Key" in answer.text, route
+
+
+def test_no_request_holds_two_connections_at_once(people: People):
+    """Or, with as many requests as connections, all would wait for one another."""
+    held, most, found = 0, 0, {}
+    pool = people.house.store.engine.pool
+
+    @sa.event.listens_for(pool, "checkout")
+    def out(*_: object) -> None:
+        nonlocal held, most
+        held += 1
+        most = max(most, held)
+
+    @sa.event.listens_for(pool, "checkin")
+    def back(*_: object) -> None:
+        nonlocal held
+        held -= 1
+
+    for route, roles in REACH.items():
+        browser = people.new("admin")
+        held = most = 0
+        ask(browser, route, open_form=roles is OPEN)
+        found[route] = most
+    assert {route: n for route, n in found.items() if n > 1} == {}
+    assert sum(found.values()) > len(found) / 2

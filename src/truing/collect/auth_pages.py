@@ -48,7 +48,8 @@ def health(request: Request) -> dict[str, str]:
 def home(request: Request, person: Anyone) -> Response:
     """What this person may do, and how far they are."""
     with house_of(request).store.read() as db:
-        return page(request, "home.html", person, progress=progress(db, person))
+        far = progress(db, person)
+    return page(request, "home.html", person, progress=far)
 
 
 # ---------------------------------------------------------------- signing in and out
