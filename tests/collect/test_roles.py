@@ -47,6 +47,21 @@ REACH: dict[str, tuple[str, ...]] = {
     "POST /api/conversations/{conversation}/choices": WORKER,
     "POST /api/conversations/{conversation}/retry": WORKER,
     "POST /api/conversations/{conversation}/finish": WORKER,
+    "GET /redteam": WORKER,
+    "GET /mine": WORKER,
+    "POST /api/conversations/{conversation}/plan": WORKER,
+    "POST /api/conversations/{conversation}/stop": WORKER,
+    "POST /api/conversations/{conversation}/flag": WORKER,
+    "POST /api/conversations/{conversation}/withdraw": WORKER,
+    "GET /review": REVIEWER,
+    "POST /api/reviews/next": REVIEWER,
+    "POST /api/reviews/stop": REVIEWER,
+    "POST /api/reviews/{assignment}/proceed": REVIEWER,
+    "POST /api/reviews/{assignment}/skip": REVIEWER,
+    "POST /api/reviews/{assignment}/submit": REVIEWER,
+    "POST /api/exclusions": REVIEWER,
+    "GET /surveys/{survey}": ALL,
+    "POST /surveys/{survey}": ALL,
 }
 PLACES = {"room": "helpful", "survey": "wellbeing"}
 """What stands for a part of a path; for others an id that nothing has."""

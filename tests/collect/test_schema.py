@@ -16,7 +16,7 @@ from truing.collect.limits import Buckets
 from truing.collect.web import SESSION_COOKIE
 
 
-@pytest.mark.parametrize("role", ["worker", "admin"])
+@pytest.mark.parametrize("role", ["worker", "reviewer", "admin"])
 def test_nothing_that_is_sent_breaks_the_app(db: str, tmp_path: Path, role: str):
     site = Site(db, [f"a={script(tmp_path / 'lines.jsonl')}"])
     site.house.limits.person = Buckets(1e9, 1e9)
@@ -25,7 +25,7 @@ def test_nothing_that_is_sent_breaks_the_app(db: str, tmp_path: Path, role: str)
     browser.cookies.set(SESSION_COOKIE, visitor.token, domain="testserver.local", path="/")
     headers = {"X-CSRF-Token": visitor.csrf}
     begun = browser.post("/api/tasks", json={"mode": "helpful"}, headers=headers | {"Idempotency-Key": "0123456789"})
-    own = begun.json()["id"]
+    own = begun.json()["id"] if role != "reviewer" else "0" * 32
     statuses: dict[str, set[int]] = {}
 
     def send(case: Any, real: bool) -> None:
@@ -46,7 +46,7 @@ def test_nothing_that_is_sent_breaks_the_app(db: str, tmp_path: Path, role: str)
         for operation in operations:
             playing = given(case=operation.as_strategy(), real=st.booleans())(send)
             settings(
-                max_examples=12,
+                max_examples=10,
                 deadline=None,
                 database=None,
                 derandomize=True,
@@ -56,4 +56,4 @@ def test_nothing_that_is_sent_breaks_the_app(db: str, tmp_path: Path, role: str)
         browser.close()
         site.close()
     assert len(statuses) == len(operations) >= 6
-    assert {s for found in statuses.values() for s in found} > {200, 422}  # it got in, and was refused
+    assert {s for found in statuses.values() for s in found} > {200, 422}  # let in and refused, each at least once
