@@ -17,7 +17,7 @@ ORDER = [
 DOORS = {
     "torch": ["models.", "train."],
     "transformers": ["models."],
-    "httpx": ["models.client"],
+    "httpx": ["models.client", "collect.visitor"],
     "tokenizers": ["models."],
     "gguf": ["models."],
     "accelerate": ["train.loop"],

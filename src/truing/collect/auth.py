@@ -22,6 +22,8 @@ from truing.collect.web import ROLES, SESSION_SECONDS, hashed
 
 MODES = ("helpful", "redteam", "rank", "review")
 SHORTEST_PASSWORD = 10
+SIMULATED = "simulated"
+"""With this an invitation's source begins if nobody who comes by it is a person: they are marked for good."""
 DAY = 24 * 3600 * 1_000_000
 _HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)  # OWASP's setting for Argon2id
 _HASHING = threading.Semaphore(4)  # 19 MiB each
@@ -235,6 +237,7 @@ def use_link(db: Connection, kind: str, token: str, name: str, password_hash: st
         modes=tuple(row.modes),
         source=row.source,
         quota=row.quota,
+        simulated=row.source.startswith(SIMULATED),
     )
     note(db, person, "joined", row.id, role=row.role)
     return person

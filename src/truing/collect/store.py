@@ -196,7 +196,7 @@ def set_setting(db: Connection, key: str, value: Any, person: str | None) -> str
 
 def _engine(url: str, sqlite: bool) -> Engine:
     if not sqlite:
-        return sa.create_engine(
+        engine = sa.create_engine(
             url,
             connect_args={"connect_timeout": 5},
             pool_size=8,
@@ -205,6 +205,8 @@ def _engine(url: str, sqlite: bool) -> Engine:
             pool_timeout=BUSY_SECONDS,
             hide_parameters=True,  # errors quote no row
         )
+        sa.event.listen(engine, "connect", _prepare_server)
+        return engine
     engine = sa.create_engine(
         url,
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
@@ -228,6 +230,14 @@ def _prepare(connection: Any, _: Any) -> None:
     cursor.close()
     if read != ["wal", 2, 1]:
         raise RuntimeError(f"SQLite's journal_mode, synchronous, foreign_keys are {read}; expected ['wal', 2, 1].")
+
+
+def _prepare_server(connection: Any, _: Any) -> None:
+    """Durable writes on every connection, also where a server's, database's or role's default gives them up."""
+    connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    )
+    connection.commit()
 
 
 def _begin(db: Connection) -> None:

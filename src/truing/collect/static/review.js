@@ -1,7 +1,7 @@
 // Review mode: a description first. The transcript is fetched only when the reviewer goes on, and forgotten afterwards.
 
 import { Problem, post } from "./http.js";
-import { el, fill, rating } from "./talk.js";
+import { el, fill, open, rating } from "./talk.js";
 import { rest, tagBoxes, veiled } from "./care.js";
 
 const root = document.getElementById("review");
@@ -142,12 +142,12 @@ document.getElementById("stop").addEventListener("click", () => send("/api/revie
 }));
 
 const instructions = document.getElementById("instructions");
-document.getElementById("instructions-open").addEventListener("click", () => instructions.showModal());
+document.getElementById("instructions-open").addEventListener("click", () => open(instructions));
 
 const spare = document.getElementById("spare");
 let spared = tagBoxes(tags, { chosen: JSON.parse(root.dataset.spared) });
 document.getElementById("spare-tags").append(spared.node);
-document.getElementById("spare-open").addEventListener("click", () => spare.showModal());
+document.getElementById("spare-open").addEventListener("click", () => open(spare));
 document.getElementById("spare-close").addEventListener("click", () => spare.close());
 document.getElementById("spare-form").addEventListener("submit", (event) => {
   event.preventDefault();

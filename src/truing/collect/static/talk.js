@@ -28,6 +28,14 @@ export function said(text, empty = "") {
   return el("p", { class: "said", dir: "auto" }, text.trim() ? text.replace(/[\u202d\u202e]/g, "\ufffd") : empty);
 }
 
+/** Open a dialog with much to read: its beginning is seen, and arrows scroll it (browsers go to its first button). */
+export function open(dialog) {
+  dialog.tabIndex = -1;
+  dialog.showModal();
+  dialog.focus();
+  dialog.scrollTo(0, 0);
+}
+
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const typing = (target) => target instanceof HTMLElement && target.matches("input, textarea, select");
 
@@ -64,7 +72,7 @@ export class Room {
       if (!event.isComposing && !document.querySelector("dialog[open]")) this.keys?.(event);
     });
     const dialog = document.getElementById("instructions");
-    document.getElementById("instructions-open")?.addEventListener("click", () => dialog.showModal());
+    document.getElementById("instructions-open")?.addEventListener("click", () => open(dialog));
   }
 
   word(name, values = {}) {
