@@ -116,7 +116,7 @@ def test_neither_names_nor_headers_nor_sizes_nor_timings_tell_which_arm_answers(
     seen: list[Seen] = []
     asked: list[Asked] = []
     for attempt in range(2):  # chance alone puts one interval in twenty beside 0.5: then there is a second look
-        more, requests = watch(tmp_path, empty_file, people=14, conversations=8, seed=attempt)
+        more, requests = watch(tmp_path, empty_file, people=8, conversations=13, seed=attempt)
         seen, asked = seen + more, asked + requests
         auc, low, high = told_apart(seen)
         if low <= 0.5 and high < 0.6:
