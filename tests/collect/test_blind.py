@@ -112,6 +112,7 @@ def told_apart(seen: Sequence[Seen], seed: int = 0) -> tuple[float, float, float
     return float(auroc(scores, y) or 0.0), float(low), float(high)
 
 
+@pytest.mark.slow  # minutes, and an interval misses one time in twenty
 def test_neither_names_nor_headers_nor_sizes_nor_timings_tell_which_arm_answers(tmp_path: Path, empty_file: Path):
     seen: list[Seen] = []
     asked: list[Asked] = []
