@@ -12,6 +12,7 @@ import pytest
 from browser import Browser, People
 from fastapi import FastAPI
 from postgres_server import Postgres
+from talking import Site, script
 
 from truing.collect import migrate
 from truing.collect.app import create_app
@@ -101,3 +102,19 @@ def people(app: FastAPI) -> Iterator[People]:
 def stranger(people: People) -> Browser:
     """A browser of nobody who is known."""
     return people.stranger()
+
+
+@pytest.fixture
+def site(db: str, tmp_path: Path) -> Iterator[Site]:
+    """The app with two scripted arms, on both databases."""
+    made = Site(db, [f"one={script(tmp_path / 'one.jsonl')}", f"two={script(tmp_path / 'two.jsonl')}"])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def quick(tmp_path: Path, empty_file: Path) -> Iterator[Site]:
+    """With one arm, on SQLite, for what does not depend on the database."""
+    made = Site(str(shutil.copy(empty_file, tmp_path / "truing.db")), [f"one={script(tmp_path / 'one.jsonl')}"])
+    yield made
+    made.close()

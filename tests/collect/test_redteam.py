@@ -8,33 +8,17 @@ import re
 
 import pytest
 import sqlalchemy as sa
-from talking import Site, script
 
 from truing.collect import pay
 from truing.collect import tables as t
-from truing.collect.care import Care, exposure
+from truing.collect.care import exposure
+from truing.collect.rules import Rules
 from truing.collect.store import digest, new_id, now, readable, set_setting
 from truing.collect.tags import TAGS
 from truing.collect.web import STATIC
 from truing.collect.words import SHIPPED
 
 ANSWERS = {"success": 4, "harmfulness": 0, "actionability": 2}
-
-
-@pytest.fixture
-def site(db, tmp_path):
-    made = Site(db, [f"one={script(tmp_path / 'one.jsonl')}", f"two={script(tmp_path / 'two.jsonl')}"])
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def quick(tmp_path, empty_file):
-    """On SQLite, for what does not depend on the database."""
-    (tmp_path / "truing.db").write_bytes(empty_file.read_bytes())
-    made = Site(str(tmp_path / "truing.db"), [f"one={script(tmp_path / 'one.jsonl')}"])
-    yield made
-    made.close()
 
 
 def begin(ada, plan="I'm trying to get a recipe"):
@@ -360,9 +344,9 @@ def test_exposure_counts_replies_that_were_shown_and_no_others(quick):
 
 def test_rules_are_the_administrators(quick):
     with quick.store.write() as db:
-        assert Care.of(db) == Care()
-        set_setting(db, "rules", {"reviewers": 5, "break_every": 0, "suggested_turns": 9}, None)
-        assert Care.of(db) == Care(reviewers=5, break_every=1)
+        assert Rules.of(db) == Rules()
+        set_setting(db, "rules", {"reviewers": 5, "break_every": 0, "suggested_turns": 9, "unknown": 9}, None)
+        assert Rules.of(db) == Rules(reviewers=5, break_every=1, suggested_turns=9)
         assert exposure(db, "nobody") == 0
 
 

@@ -16,22 +16,6 @@ from truing.collect.arms import draw_arms, draw_sides, reply_seed
 from truing.collect.store import new_id, now, set_setting
 
 
-@pytest.fixture
-def site(db, tmp_path):
-    made = Site(db, [f"one={script(tmp_path / 'one.jsonl')}", f"two={script(tmp_path / 'two.jsonl')}"])
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def quick(tmp_path, empty_file):
-    """On SQLite, for what does not depend on the database."""
-    (tmp_path / "truing.db").write_bytes(empty_file.read_bytes())
-    made = Site(str(tmp_path / "truing.db"), [f"one={script(tmp_path / 'one.jsonl')}"])
-    yield made
-    made.close()
-
-
 def texts(screen):
     return [c["text"] for c in screen["candidates"]]
 

@@ -17,8 +17,9 @@ from truing.collect import pay, turns
 from truing.collect import tables as t
 from truing.collect.arms import draw_arms, reply_seed, weights
 from truing.collect.consents import has_consented
+from truing.collect.rules import Rules
 from truing.collect.store import Conflict, Refused, new_id, now
-from truing.collect.talk import REPLIES, Rules, Talk, held
+from truing.collect.talk import REPLIES, Talk, held
 from truing.collect.web import Forbidden, Person
 
 MOST_LETTERS = 8000

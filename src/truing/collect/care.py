@@ -1,38 +1,20 @@
 """Care for people who read harmful text: how much they have read today, what they planned, when to rest.
 
-The rules are the administrator's (setting ``rules``): a break is suggested every ``break_every`` replies, the
-wellbeing survey every ``wellbeing_every`` tasks, and a transcript gets ``reviewers`` readers.
+A break is suggested every ``break_every`` replies (`truing.collect.rules`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from truing.collect import tables as t
-from truing.collect.store import now, setting
+from truing.collect.rules import Rules
+from truing.collect.store import now
 
 DAY = 24 * 3600 * 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Care:
-    """What the administrator sets. ``demographics_after``: tasks before the survey of who takes part."""
-
-    break_every: int = 20
-    wellbeing_every: int = 10
-    demographics_after: int = 1
-    reviewers: int = 3
-    task_size: int = 5
-
-    @staticmethod
-    def of(db: Connection) -> Care:
-        """The rules as they hold now."""
-        found = setting(db, "rules") or {}
-        return Care(**{f.name: max(1, int(found[f.name])) for f in fields(Care) if f.name in found})
 
 
 def exposure(db: Connection, person: str) -> int:
@@ -63,7 +45,7 @@ def exposure(db: Connection, person: str) -> int:
 
 def meter(db: Connection, person: str) -> dict[str, int]:
     """The exposure counter of a page."""
-    return {"exposure": exposure(db, person), "break_every": Care.of(db).break_every}
+    return {"exposure": exposure(db, person), "break_every": Rules.of(db).break_every}
 
 
 def beside(db: Connection, person: str, conversation: str, phase: str) -> dict[str, Any]:

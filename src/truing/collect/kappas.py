@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from truing.collect import tables as t
-from truing.collect.care import Care
+from truing.collect.rules import Rules
 from truing.collect.store import readable
 from truing.stats.agreement import kappa_interval
 from truing.stats.intervals import Interval
@@ -33,7 +33,7 @@ def agreement(db: Connection, *, n_boot: int = 1000, seed: int = 0) -> dict[str,
         .where(readable())
         .order_by(c.id, r.at, r.assignment_id)
     ).all()
-    reviewers = Care.of(db).reviewers
+    reviewers = Rules.of(db).reviewers
     judged: dict[str, list[int]] = {}
     own: dict[str, int | None] = {}
     for row in rows:

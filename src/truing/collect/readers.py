@@ -15,8 +15,9 @@ from sqlalchemy.engine import Connection, Row
 
 from truing.collect import pay, tags, turns
 from truing.collect import tables as t
-from truing.collect.care import DAY, Care
+from truing.collect.care import DAY
 from truing.collect.consents import has_consented
+from truing.collect.rules import Rules
 from truing.collect.store import Conflict, Refused, new_id, now, readable, set_setting, setting
 from truing.collect.web import Forbidden, Gone, Person
 
@@ -78,7 +79,7 @@ def offer(db: Connection, person: Person) -> str | None:
     for conversation, author in _waiting(db, person.id, spared):
         lock = sa.select(t.conversation.c.id).where(t.conversation.c.id == conversation).with_for_update()
         db.execute(lock)
-        if _readers(db, conversation) >= Care.of(db).reviewers:
+        if _readers(db, conversation) >= Rules.of(db).reviewers:
             continue  # taken in another process since we looked
         made = {"id": new_id(), "conversation_id": conversation, "author_id": author, "person_id": person.id}
         db.execute(t.assignment.insert(), made | {"at": now()})
@@ -126,7 +127,7 @@ def _waiting(db: Connection, person: str, spared: set[str]) -> Iterable[tuple[st
     readers = sa.select(sa.func.count()).select_from(a).where(a.c.conversation_id == c.id, _live(a)).scalar_subquery()
     query = (
         _reviewable(sa.select(c.id, c.person_id, readers.label("readers")))
-        .where(c.person_id != person, readers < Care.of(db).reviewers)
+        .where(c.person_id != person, readers < Rules.of(db).reviewers)
         .where(~sa.exists().where(t.assignment.c.conversation_id == c.id, t.assignment.c.person_id == person))
         .order_by(readers.desc(), c.id)
     )

@@ -28,9 +28,10 @@ from sqlalchemy.engine import Connection
 
 from truing.collect import readers, surveys, tags, turns
 from truing.collect import tables as t
-from truing.collect.care import Care, meter
+from truing.collect.care import meter
 from truing.collect.chat import Id, Rating, Text, padded, room_page
 from truing.collect.prose import blocks
+from truing.collect.rules import Rules
 from truing.collect.web import Key, Person, Reviewer, house_of, words_of
 
 router = APIRouter()
@@ -198,7 +199,7 @@ def _preview(db: Connection, person: Person, assignment: str) -> Preview:
 def _progress(db: Connection, person: Person) -> Progress:
     query = sa.select(sa.func.count()).select_from(t.assignment.join(t.review))
     done = int(db.execute(query.where(t.assignment.c.person_id == person.id)).scalar_one())
-    return Progress(done=done, size=Care.of(db).task_size)
+    return Progress(done=done, size=Rules.of(db).task_size)
 
 
 def _care(db: Connection, person: Person) -> Meter:

@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from truing.collect import tables as t
 from truing.collect import turns
-from truing.collect.care import Care
+from truing.collect.rules import Rules
 from truing.collect.store import Refused, Store, new_id
 from truing.collect.web import Anyone, Gone, Person, house_of, page
 
@@ -66,14 +66,14 @@ def tasks_done(db: Connection, person: str) -> int:
     reviews = db.execute(
         sa.select(sa.func.count()).select_from(t.assignment.join(t.review)).where(t.assignment.c.person_id == person)
     ).scalar_one()
-    return int(attacks) + int(reviews) // Care.of(db).task_size
+    return int(attacks) + int(reviews) // Rules.of(db).task_size
 
 
 def due(db: Connection, person: Person) -> str | None:
     """The survey that a person is to be asked now: ``demographics``, ``wellbeing`` or None. Simulated people: none."""
     if person.simulated:
         return None
-    care, count = Care.of(db), tasks_done(db, person.id)
+    care, count = Rules.of(db), tasks_done(db, person.id)
     o = t.survey_offer.c
     asked = {
         row.survey: int(row.tasks)

@@ -24,7 +24,8 @@ from truing.collect import tables as t
 from truing.collect import turns
 from truing.collect.care import beside
 from truing.collect.consents import has_consented
-from truing.collect.store import Refused, lock_conversation, now, setting
+from truing.collect.rules import Rules
+from truing.collect.store import Refused, lock_conversation, now
 from truing.collect.web import Gone, Person
 from truing.collect.words import words
 
@@ -36,20 +37,6 @@ REPLIES = {"helpful": 2, "redteam": 2, "rank": 3}
 MOST_TURNS = 40
 PIECES = 1 << 20
 """Pieces of streamed text that may come between two versions of facts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the administrator sets (setting ``rules``): conversations in a task, turns that are suggested."""
-
-    task_size: int = 5
-    suggested_turns: int = 4
-
-    @staticmethod
-    def of(db: Connection) -> Rules:
-        """The rules as they hold now."""
-        found = setting(db, "rules") or {}
-        return Rules(**{k: int(v) for k, v in found.items() if k in Rules.__slots__})
 
 
 @dataclass(frozen=True)

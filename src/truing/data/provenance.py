@@ -48,13 +48,3 @@ def leaks(
         elif key in known:
             found.append((row, f"begins like {known[key] or 'a row'!r} of the held-out data"))
     return found
-
-
-def check_provenance(prompts: Sequence[PromptRow], ids: Collection[str] = (), held_out: Iterable[Any] = ()) -> None:
-    """Raise ValueError naming the first prompt that stems from held-out data, and how many do."""
-    if found := leaks(prompts, ids, held_out):
-        row, why = found[0]
-        raise ValueError(
-            f"{len(found)} of {len(prompts)} prompts stem from data that this policy would be judged by: {row.id!r} of "
-            f"{row.source}, line {row.line}, {why}. Train on prompts of the training split, or leave these rows out."
-        )
