@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,8 @@ from serving import Served, administrator, script, with_short_hold
 from truing.collect import auth
 from truing.collect import tables as t
 from truing.collect.store import Store
+from truing.collect.web import SESSION_COOKIE
+from truing.data.comparisons import load_comparisons
 
 pytestmark = pytest.mark.skipif(not shutil.which("chromium"), reason=HOW_TO)
 pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
@@ -275,3 +280,52 @@ def read_it(place: Place) -> None:
     one.page.locator("#panel form").wait_for(state="detached")
     stored = place.rows(sa.select(t.review))
     assert [(r.rating, r.intent, len(r.tags)) for r in stored] == [(2, 4, 2)]
+
+
+def test_what_chromium_downloads_trains_a_preference_model_unchanged(place: Place, tmp_path: Path):
+    """From clicks to a trained model: nothing touches the file between the administrator's browser and the trainer."""
+    from truing.models import family
+
+    one = place.looker("rater", **DESK)
+    sign_up(one, place.invite("worker", "helpful"), "Marie")
+    one.go("/chat")
+    one.page.get_by_role("button", name="I have read this and agree").click()
+    for turn, key in enumerate("1872"):
+        one.wait("#panel textarea").fill(SAID[turn])
+        one.press("Control+Enter")
+        one.wait(".grade")
+        one.press(key)
+        one.page.locator(".turn.reply").nth(turn).wait_for()
+    one.wait("#panel textarea")
+    one.page.get_by_role("button", name="Finish this conversation").click()
+    one.wait("input[name=rating]").nth(3).check()
+    one.page.locator("#panel form button.primary").click()
+    one.wait(".notice.good")
+
+    admin = administrator(place.store)
+    with place.store.write() as db:
+        token, _ = auth.start_session(db, admin)
+    boss = place.looker("export", **DESK)
+    boss.page.context.add_cookies([{"name": SESSION_COOKIE, "value": token, "url": boss.url}])
+    boss.go("/admin/exports")
+    with boss.page.expect_download() as download:
+        boss.page.get_by_role("button", name="Export", exact=True).click()
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
+    boss.go("/admin/exports")
+    boss.see("exported")
+    judged = load_comparisons(file)
+    assert len(judged) >= 4
+
+    tokenizer = family.byte_tokenizer()
+    size = {"layers": 2, "width": 32, "heads": 2, "max_positions": 2048, "seed": 0}
+    family.new_model("llama", vocab_size=len(tokenizer), **size).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    quick = ["--device", "cpu", "--dtype", "float32", "--threads", "1", "--batch-size", "2"]
+    argv = ["pm", "train", "--init", "lm", "--data", file.name, "--out", "pm", *quick]
+    done = subprocess.run(
+        [sys.executable, "-m", "truing", *argv], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "pm/summary.json").read_text())["numbers"]
+    assert numbers["train_pairs"]["value"] + (numbers["accuracy"]["n"] or 0) == len(judged), numbers
