@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +16,11 @@ from truing.collect.arms import ArmSpec, weights
 from truing.collect.replies import Ask, CannotLoad
 from truing.collect.store import new_id, now
 
-HOLD_SAMPLE = 200
-"""Jobs of an arm from which its running 95th percentile is taken."""
+HOLD_MOST, HOLD_LEAST, HOLD_WINDOW = 200, 20, 30 * 60.0
+"""An arm's running 95th percentile is that of its jobs of this many last seconds, at most and at least so many jobs.
+
+Without the window a rush, when many people began at once, would slow down all the quiet days after it; without the
+least number it would be known from too few jobs."""
 LONGEST_HOLD = 120.0
 
 
@@ -106,18 +110,31 @@ def reason(error: Exception) -> str:
 
 
 def slowest(db: Connection, first: float) -> float:
-    """The largest 95th percentile, over offered arms, of seconds from asking to done; ``first`` where few are known."""
+    """The largest 95th percentile, over offered arms, of seconds from asking to done; ``first`` where few are known.
+
+    It is one number for all arms, whichever of them answers.
+    """
     j, arms = t.job.c, weights(db, "redteam")
     rows = db.execute(
         sa.select(j.arms, j.created_at, j.done_at)
         .join(t.conversation, t.conversation.c.id == j.conversation_id)
         .where(j.state == "done", t.conversation.c.mode == "redteam")
         .order_by(j.created_at.desc())
-        .limit(HOLD_SAMPLE * max(1, len(arms)))
+        .limit(HOLD_MOST * max(1, len(arms)))
     ).all()
+    recent = now() - int(HOLD_WINDOW * 1e6)
     found: dict[str, list[float]] = {arm: [] for arm in arms}
     for row in rows:
-        if row.arms and row.arms[0] in found and len(found[row.arms[0]]) < HOLD_SAMPLE:
-            found[row.arms[0]].append((row.done_at - row.created_at) / 1e6)
-    p95 = [float(np.quantile(s, 0.95)) if len(s) >= 20 else max([first, *s]) for s in found.values()]
+        seconds = found.get(row.arms[0]) if row.arms else None
+        if seconds is not None and len(seconds) < (HOLD_MOST if row.created_at > recent else HOLD_LEAST):
+            seconds.append((row.done_at - row.created_at) / 1e6)
+    p95 = [percentile95(s) if len(s) >= HOLD_LEAST else max([first, *s]) for s in found.values()]
     return min(max(p95, default=first), LONGEST_HOLD)
+
+
+def percentile95(seconds: Sequence[float]) -> float:
+    """What 5% of further jobs are expected to exceed, also where few are known.
+
+    The place is 0.95 (n + 1); with numpy's usual one, 0.95 (n - 1) + 1, 9% would come later than that of 20 jobs.
+    """
+    return float(np.quantile(seconds, 0.95, method="weibull"))
