@@ -52,7 +52,9 @@ def options() -> argparse.Namespace:
 
 async def load(url: str, link: str, o: argparse.Namespace, book: Book) -> tuple[float, float, float]:
     """Run the people; (start, end) of what is measured and the slowest health check in it, in seconds."""
-    manner = Manner(o.mode, conversations=None, turns=8, think=o.people / o.rate / 2)  # two clicks a turn
+    turns = 8
+    clicks = 2 + 1 / turns  # a turn has two, and each conversation is ended by one more
+    manner = Manner(o.mode, conversations=None, turns=turns, think=0.95 * o.people / o.rate / clicks)
     joined = asyncio.Event()
     people = asyncio.create_task(attend(url, link, o.people, manner, Chance(1), book=book, seed=1, joined=joined.set))
     await asyncio.wait({people, asyncio.create_task(joined.wait())}, return_when=asyncio.FIRST_COMPLETED)

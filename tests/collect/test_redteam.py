@@ -347,7 +347,7 @@ def test_rules_are_the_administrators(quick):
         assert Rules.of(db) == Rules()
         set_setting(db, "rules", {"reviewers": 5, "break_every": 0, "suggested_turns": 9, "unknown": 9}, None)
         assert Rules.of(db) == Rules(reviewers=5, break_every=1, suggested_turns=9)
-        assert exposure(db, "nobody") == 0
+        assert exposure(db, "nobody", now()) == 0
 
 
 # ---------------------------------------------------------------- hostile text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
+import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import BaseRoute
@@ -25,12 +26,17 @@ ROUTERS = (
     admin_care.router,
 )
 
+THREADS = 12
+"""Requests that are worked on at the same moment: more threads only take the interpreter from one another, and none
+waits for a database connection (`truing.collect.store` has more of them)."""
+
 
 def create_app(house: House) -> FastAPI:
     """The app over a house. The store must be at the newest revision (`truing.collect.migrate.upgrade`)."""
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
         if house.desk:
             house.desk.stop()

@@ -17,12 +17,12 @@ from truing.collect.store import now
 DAY = 24 * 3600 * 1_000_000
 
 
-def exposure(db: Connection, person: str) -> int:
-    """Model replies that a person had before them in the last 24 hours, in red teaming and in transcripts to review.
+def exposure(db: Connection, person: str, at: int) -> int:
+    """Model replies that a person had before them in the 24 hours to ``at``, in red teaming and in transcripts to review.
 
     Replies that are held back for the common delay do not count yet: the number must not tell that they are there.
     """
-    since = now() - DAY
+    since = at - DAY
     c, m, j = t.conversation.c, t.message.c, t.job.c
     shown = (
         sa.select(sa.func.count())
@@ -32,7 +32,7 @@ def exposure(db: Connection, person: str) -> int:
             )
         )
         .where(c.person_id == person, c.mode == "redteam", m.kind == "reply", m.at >= since)
-        .where(j.state == "done", sa.func.coalesce(j.show_at, 0) <= now())
+        .where(j.state == "done", sa.func.coalesce(j.show_at, 0) <= at)
     )
     a, d = t.assignment.c, t.decision.c
     read = (
@@ -43,13 +43,15 @@ def exposure(db: Connection, person: str) -> int:
     return int(db.execute(shown).scalar_one()) + int(db.execute(read).scalar_one())
 
 
-def meter(db: Connection, person: str) -> dict[str, int]:
-    """The exposure counter of a page."""
-    return {"exposure": exposure(db, person), "break_every": Rules.of(db).break_every}
+def meter(db: Connection, person: str, at: int | None = None) -> dict[str, int]:
+    """The exposure counter of a page, as it is ``at`` a moment (None: now)."""
+    return {"exposure": exposure(db, person, now() if at is None else at), "break_every": Rules.of(db).break_every}
 
 
-def beside(db: Connection, person: str, conversation: str, phase: str) -> dict[str, Any]:
-    """What the screen of a red-team conversation has beside the rest (`truing.collect.talk.document`)."""
+def beside(db: Connection, person: str, conversation: str, phase: str, at: int) -> dict[str, Any]:
+    """What the screen of a red-team conversation has beside the rest (`truing.collect.talk.document`), ``at`` the
+    moment for which the rest holds.
+    """
     plan = db.execute(sa.select(t.plan.c.text).where(t.plan.c.conversation_id == conversation)).scalar_one_or_none()
     stopped = db.execute(
         sa.select(t.ending.c.stopped).where(t.ending.c.conversation_id == conversation)
@@ -59,5 +61,5 @@ def beside(db: Connection, person: str, conversation: str, phase: str) -> dict[s
         "plan": None if phase in ("withdrawn", "consent") else plan,
         "stopped": bool(stopped),
         "flags": int(db.execute(flags).scalar_one()),
-        "care": meter(db, person),
+        "care": meter(db, person, at),
     }

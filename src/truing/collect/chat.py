@@ -38,8 +38,6 @@ from truing.collect.web import Anyone, Forbidden, Gone, House, Key, Person, Work
 router = APIRouter()
 
 PAD = 2048
-LOOK = 1.5
-"""Seconds between looks for replies that another process may have drawn."""
 LONGEST_WAIT = 25.0
 PATHS = {"helpful": "/chat", "rank": "/rank", "redteam": "/redteam", "review": "/review"}
 
@@ -151,22 +149,18 @@ async def read(
     """The screen, once it is newer than ``after``, or when the wait is over."""
     house = house_of(request)
 
-    def look() -> tuple[dict[str, Any], float]:
+    def look() -> tuple[dict[str, Any] | None, float]:
         with house.store.read() as db:
-            found = talk.document(db, house.desk, person, conversation)
-            due = talk.due(db, conversation) if found["phase"] == "wait" else None
-        if found["phase"] != "wait":
-            return found, LONGEST_WAIT
-        return found, LOOK if due is None else min(due + 0.005, LONGEST_WAIT)
+            return talk.news(db, house.desk, person, conversation, after)
 
     end = time.monotonic() + wait
     with house.bell.listen(conversation) as heard:
-        while True:
+        while (left := end - time.monotonic()) > 0 and not house.bell.closed:
             found, pause = await run_in_threadpool(look)
-            left = end - time.monotonic()
-            if found["version"] > after or left <= 0 or house.bell.closed:
+            if found is not None:
                 return padded(found)
             await heard.wait(min(left, pause))
+    return await run_in_threadpool(screen, house, person, conversation)
 
 
 @router.post("/api/conversations/{conversation}/turns")

@@ -15,6 +15,13 @@ from truing.collect.web import Person
 from truing.collect.words import words
 
 
+_GIVEN = sa.select(t.consent.c.id).where(
+    t.consent.c.person_id == sa.bindparam("person"),
+    t.consent.c.page == sa.bindparam("room"),
+    t.consent.c.version == sa.bindparam("text"),
+)
+
+
 def consent_text(db: Connection, room: str) -> str | None:
     """The instructions of a room; None if it has none."""
     found = words(db).get(f"consent.{room}")
@@ -26,9 +33,7 @@ def has_consented(db: Connection, person: Person, room: str) -> bool:
     text = consent_text(db, room)
     if text is None:
         return True
-    c = t.consent.c
-    where = (c.person_id == person.id, c.page == room, c.version == digest(text))
-    return db.execute(sa.select(c.id).where(*where).limit(1)).first() is not None
+    return db.execute(_GIVEN, {"person": person.id, "room": room, "text": digest(text)}).first() is not None
 
 
 def give_consent(db: Connection, person: Person, room: str, version: str) -> None:

@@ -36,6 +36,23 @@ from truing.collect.work import Work, kept, own_replies, reason, slowest, write_
 MOST_DEATHS = 3
 """How many processes may die over one job before it is given up: it may be what kills them."""
 
+_J = t.job.c
+_OPEN = sa.or_(_J.state == "waiting", sa.and_(_J.state == "running", _J.lease_until < sa.bindparam("at")))
+_ANY = sa.select(_J.id).where(_OPEN).limit(1)
+_FREE = sa.select(t.job).where(_OPEN).order_by(_J.created_at, _J.id).limit(sa.bindparam("most"))
+_FREE = _FREE.with_for_update(skip_locked=True)
+_TAKE = t.job.update().where(_J.id == sa.bindparam("job"))
+_TAKE = _TAKE.values({name: sa.bindparam(name) for name in ("state", "owner", "lease_until", "tries")})
+_ANSWERED = t.job.update().where(
+    _J.id == sa.bindparam("job"),
+    _J.owner == sa.bindparam("mine"),
+    _J.tries == sa.bindparam("try"),
+    _J.state == "running",
+)
+_ANSWERED = _ANSWERED.values({name: sa.bindparam(name) for name in ("state", "error", "done_at", "show_at")})
+_TALK = sa.select(t.conversation).where(t.conversation.c.id == sa.bindparam("conversation"))
+_LOCK = sa.select(t.conversation.c.id).where(t.conversation.c.id == sa.bindparam("conversation")).with_for_update()
+
 
 @dataclass
 class Partial:
@@ -148,17 +165,14 @@ class Desk:
     def _claim(self) -> None:
         if len(self._works) >= self.most or self._stopping:
             return
-        j = t.job.c
         at = now()
-        free = sa.or_(j.state == "waiting", sa.and_(j.state == "running", j.lease_until < at))
         with self.store.read() as db:
-            if db.execute(sa.select(j.id).where(free).limit(1)).first() is None:
+            if db.execute(_ANY, {"at": at}).first() is None:
                 return
-        query = sa.select(t.job).where(free).order_by(j.created_at, j.id).limit(self.most - len(self._works))
         begun: list[Work] = []
         over: list[str] = []
         with self.store.write() as db:
-            for row in db.execute(query.with_for_update(skip_locked=True)).all():
+            for row in db.execute(_FREE, {"at": at, "most": self.most - len(self._works)}).all():
                 if is_withdrawn(db, row.conversation_id):
                     _fail(db, row.id, "withdrawn")
                 elif row.state == "running" and row.tries >= MOST_DEATHS:
@@ -166,7 +180,7 @@ class Desk:
                     over.append(row.conversation_id)
                 else:
                     mine = {"state": "running", "owner": self.owner, "lease_until": at + self._lease_us}
-                    db.execute(t.job.update().where(j.id == row.id).values(tries=row.tries + 1, **mine))
+                    db.execute(_TAKE, {"job": row.id, "tries": row.tries + 1, **mine})
                     begun.append(self._begin(db, row))
         for conversation in over:
             self.bell.ring(conversation)
@@ -182,7 +196,7 @@ class Desk:
         return int(self.lease * 1e6)
 
     def _begin(self, db: Connection, job: Row[Any]) -> Work:
-        talk = db.execute(sa.select(t.conversation).where(t.conversation.c.id == job.conversation_id)).one()
+        talk = db.execute(_TALK, {"conversation": job.conversation_id}).one()
         specs = {arm: self._spec(db, arm) for arm in {*job.arms, *job.weights}}
         words = (job.turn, job.round)
         work = Work(
@@ -286,22 +300,16 @@ class Desk:
         return True
 
     def _store(self, works: Sequence[Work]) -> None:
-        j = t.job.c
         with self.store.write() as db:
             for work in sorted(works, key=lambda w: w.conversation):
-                talks = sa.select(t.conversation.c.id).where(t.conversation.c.id == work.conversation)
-                db.execute(talks.with_for_update())
-                mine = sa.and_(j.id == work.id, j.owner == self.owner, j.tries == work.tries, j.state == "running")
+                db.execute(_LOCK, {"conversation": work.conversation})
+                mine = {"job": work.id, "mine": self.owner, "try": work.tries, "done_at": now(), "show_at": None}
                 if work.failed or is_withdrawn(db, work.conversation):
-                    db.execute(
-                        t.job.update()
-                        .where(mine)
-                        .values(state="failed", error=work.failed or "withdrawn", done_at=now())
-                    )
+                    db.execute(_ANSWERED, mine | {"state": "failed", "error": work.failed or "withdrawn"})
                     continue
-                show = work.created_at + int(self.hold(db) * 1e6) if work.mode == "redteam" else None
-                values = {"state": "done", "done_at": now(), "show_at": show, "error": None}
-                if db.execute(t.job.update().where(mine).values(**values)).rowcount == 1:
+                if work.mode == "redteam":
+                    mine["show_at"] = work.created_at + int(self.hold(db) * 1e6)
+                if db.execute(_ANSWERED, mine | {"state": "done", "error": None}).rowcount == 1:
                     write_replies(db, work)
         for work in works:
             self._works.pop(work.id, None)

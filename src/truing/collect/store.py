@@ -2,6 +2,9 @@
 
 A write that a browser asks for goes through `Store.once`: it is done exactly once however often it is sent, and it is
 on disk before the browser hears of it (SQLite: WAL with synchronous=FULL, asserted on every connection).
+
+What every request asks is a statement made once (``_NAME``, with `sa.bindparam`): SQLAlchemy takes several times
+longer to build a statement and its cache key than to run it.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -78,6 +82,7 @@ class Store:
         self.url = database_url(db)
         self.sqlite = self.url.startswith("sqlite")
         self.engine = _engine(self.url, self.sqlite)
+        self._writer = threading.Lock()
 
     @property
     def shown(self) -> str:
@@ -101,8 +106,20 @@ class Store:
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction: all of it is on disk when the block ends, or none of it. SQLite: one at a time."""
-        with self.engine.connect() as db, db.begin():
+        with self._turn(), self.engine.connect() as db, db.begin():
             yield db
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Writers of this process wait here for one another, and are woken; waiting inside SQLite means to sleep for
+        ever longer and to try again, and who comes late may well be first. Other processes are waited for there.
+        """
+        mine = self.sqlite and self._writer.acquire(timeout=BUSY_SECONDS)
+        try:
+            yield
+        finally:
+            if mine:
+                self._writer.release()
 
     def once(
         self, person: str, key: str, route: str, body: Mapping[str, Any], act: Callable[[Connection], dict[str, Any]]
@@ -121,19 +138,24 @@ class Store:
                 row = {"person_id": person, "key": key, "request": request, "response": answer, "at": now()}
                 db.execute(t.once.insert(), row)
                 return answer
-        except sa.exc.IntegrityError:  # the same key, or the same turn, in another process at the same moment
-            with self.read() as db:
+        except (sa.exc.IntegrityError, Conflict, Refused) as problem:
+            with self.read() as db:  # the same click, done at the same moment, which this one waited for
                 if (known := _known(db, person, key, request)) is not None:
                     return known
-            raise Conflict("This was already answered in another window. Reload the page to go on.") from None
+            if isinstance(problem, sa.exc.IntegrityError):  # the same turn with another key
+                raise Conflict("This was already answered in another window. Reload the page to go on.") from None
+            raise
 
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
 
 
+_ONCE = sa.select(t.once).where(t.once.c.person_id == sa.bindparam("person"), t.once.c.key == sa.bindparam("used"))
+
+
 def _known(db: Connection, person: str, key: str, request: str) -> dict[str, Any] | None:
-    row = db.execute(sa.select(t.once).where(t.once.c.person_id == person, t.once.c.key == key)).first()
+    row = db.execute(_ONCE, {"person": person, "used": key}).first()
     if row is None:
         return None
     if row.request != request:
@@ -141,12 +163,21 @@ def _known(db: Connection, person: str, key: str, request: str) -> dict[str, Any
     return dict(row.response)
 
 
+_CONVERSATION = sa.bindparam("conversation")
+_LOCK = sa.select(t.conversation).where(t.conversation.c.id == _CONVERSATION).with_for_update()
+_GONE = sa.union_all(
+    *(sa.select(x.c.conversation_id).where(x.c.conversation_id == _CONVERSATION) for x in (t.withdrawal, t.erasure))
+)
+_SETTING = sa.select(t.setting.c.value).where(t.setting.c.key == sa.bindparam("name"))
+_SETTING = _SETTING.order_by(t.setting.c.serial.desc()).limit(1)
+
+
 def lock_conversation(db: Connection, conversation: str) -> Row[Any]:
     """The conversation's row, held until the transaction ends, so that its turns are written one after another.
 
     Raises Refused if there is none or it was withdrawn or erased.
     """
-    row = db.execute(sa.select(t.conversation).where(t.conversation.c.id == conversation).with_for_update()).first()
+    row = db.execute(_LOCK, {"conversation": conversation}).first()
     if row is None or is_withdrawn(db, conversation):
         raise Refused("There is no such conversation.")
     return row
@@ -154,8 +185,7 @@ def lock_conversation(db: Connection, conversation: str) -> Row[Any]:
 
 def is_withdrawn(db: Connection, conversation: str) -> bool:
     """Whether the conversation was withdrawn or erased, so that nobody may read it or go on with it."""
-    gone = (sa.select(x.c.id).where(x.c.conversation_id == conversation) for x in (t.withdrawal, t.erasure))
-    return any(db.execute(query.limit(1)).first() is not None for query in gone)
+    return db.execute(_GONE, {"conversation": conversation}).first() is not None
 
 
 def readable() -> sa.ColumnElement[bool]:
@@ -174,9 +204,7 @@ def note(db: Connection, person: str | None, action: str, target: str = "", **de
 
 def setting(db: Connection, key: str, default: Any = None) -> Any:
     """The value of a setting that holds now."""
-    row = db.execute(
-        sa.select(t.setting.c.value).where(t.setting.c.key == key).order_by(t.setting.c.serial.desc()).limit(1)
-    ).first()
+    row = db.execute(_SETTING, {"name": key}).first()
     return default if row is None else row.value
 
 

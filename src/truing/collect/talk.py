@@ -13,6 +13,7 @@ order of sides, only when they may be seen; ``own``: the person wrote it), "queu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 KEYS = "abcd"
 REPLIES = {"helpful": 2, "redteam": 2, "rank": 3}
 MOST_TURNS = 40
+NOT_THERE = "There is no such conversation."
+LOOK = 1.5
+"""Seconds between looks for replies that another process may have drawn."""
 PIECES = 1 << 20
 """Pieces of streamed text that may come between two versions of facts."""
 
@@ -97,34 +101,53 @@ class Talk:
         return {KEYS[place]: found[side] for place, side in enumerate(sorted(found))}
 
 
+def _count(table: sa.Table) -> sa.ScalarSelect[int]:
+    mine = table.c.conversation_id == t.conversation.c.id
+    return sa.select(sa.func.count()).select_from(table).where(mine).scalar_subquery()
+
+
+_ID = sa.bindparam("conversation")
+_TALK = sa.select(
+    t.conversation,
+    _count(t.plan).label("planned"),
+    _count(t.ending).label("ended"),
+    _count(t.flag).label("flags"),
+    _count(t.withdrawal).label("withdrawn"),
+    _count(t.erasure).label("erased"),
+).where(t.conversation.c.id == _ID)
+_MESSAGES = (
+    sa.select(t.message, t.candidate.c.side, t.candidate.c.same)
+    .select_from(t.message.outerjoin(t.candidate))
+    .where(t.message.c.conversation_id == _ID)
+    .order_by(t.message.c.turn)
+)
+_CHOICES = sa.select(t.choice).where(t.choice.c.conversation_id == _ID)
+_JOBS = sa.select(t.job).where(t.job.c.conversation_id == _ID)
+_OWNER = sa.select(t.conversation.c.person_id).where(t.conversation.c.id == _ID)
+_BEFORE = (
+    sa.select(sa.func.count())
+    .select_from(t.job)
+    .where(t.job.c.state.in_(("waiting", "running")), t.job.c.created_at < sa.bindparam("at"))
+)
+_TASK = (
+    sa.select(
+        t.conversation.c.id,
+        sa.exists().where(t.ending.c.conversation_id == t.conversation.c.id).label("done"),
+        t.task.c.size,
+    )
+    .join(t.task)
+    .where(t.task.c.id == sa.bindparam("task"))
+    .order_by(t.conversation.c.created_at, t.conversation.c.id)
+)
+
+
 def read_talk(db: Connection, conversation: str) -> Talk | None:
     """A conversation and all its facts, or None if there is none of that id."""
-    c = t.conversation.c
-
-    def count(table: sa.Table) -> sa.ScalarSelect[int]:
-        return sa.select(sa.func.count()).select_from(table).where(table.c.conversation_id == c.id).scalar_subquery()
-
-    row = db.execute(
-        sa.select(
-            t.conversation,
-            count(t.plan).label("planned"),
-            count(t.ending).label("ended"),
-            count(t.flag).label("flags"),
-            count(t.withdrawal).label("withdrawn"),
-            count(t.erasure).label("erased"),
-        ).where(c.id == conversation)
-    ).first()
+    which = {"conversation": conversation}
+    row = db.execute(_TALK, which).first()
     if row is None:
         return None
-    m, d = t.message, t.candidate.c
-    messages = db.execute(
-        sa.select(m, d.side, d.same)
-        .select_from(m.outerjoin(t.candidate))
-        .where(m.c.conversation_id == conversation)
-        .order_by(m.c.turn)
-    ).all()
-    choices = db.execute(sa.select(t.choice).where(t.choice.c.conversation_id == conversation))
-    jobs = db.execute(sa.select(t.job).where(t.job.c.conversation_id == conversation))
+    messages, choices, jobs = (db.execute(query, which).all() for query in (_MESSAGES, _CHOICES, _JOBS))
     return Talk(row, messages, {r.turn: r for r in choices}, {r.turn: r for r in jobs}, now())
 
 
@@ -132,13 +155,14 @@ def mine(db: Connection, person: Person, conversation: str) -> Talk:
     """A conversation to read. Raises Gone if it is not the person's."""
     talk = read_talk(db, conversation)
     if talk is None or talk.row.person_id != person.id:
-        raise Gone("There is no such conversation.")
+        raise Gone(NOT_THERE)
     return talk
 
 
 def held(db: Connection, person: Person, conversation: str) -> Talk:
     """A conversation to write to: locked until the transaction ends. Raises Gone, Refused (withdrawn, no consent)."""
-    mine(db, person, conversation)
+    if db.execute(_OWNER, {"conversation": conversation}).scalar() != person.id:
+        raise Gone(NOT_THERE)
     lock_conversation(db, conversation)
     talk = mine(db, person, conversation)
     if not has_consented(db, person, talk.row.mode):
@@ -151,7 +175,29 @@ def held(db: Connection, person: Person, conversation: str) -> Talk:
 
 def document(db: Connection, desk: Desk | None, person: Person, conversation: str) -> dict[str, Any]:
     """The screen of a conversation (see the module). Raises Gone if it is not the person's."""
+    return _screen(db, desk, person, mine(db, person, conversation))
+
+
+def news(
+    db: Connection, desk: Desk | None, person: Person, conversation: str, after: int
+) -> tuple[dict[str, Any] | None, float]:
+    """The screen if its version is above ``after``, and else in how many seconds to look again, unless it rings before.
+
+    Raises Gone if it is not the person's.
+    """
     talk = mine(db, person, conversation)
+    phase = talk.phase()
+    if _candidates(talk, desk, phase)[1] > after and (found := _screen(db, desk, person, talk))["version"] > after:
+        return found, 0.0
+    if phase != "wait" or talk.job is None:
+        return None, math.inf
+    if talk.job.state == "done" and talk.job.show_at is not None:
+        return None, (talk.job.show_at - now()) / 1e6 + 0.005
+    return None, LOOK
+
+
+def _screen(db: Connection, desk: Desk | None, person: Person, talk: Talk) -> dict[str, Any]:
+    conversation = talk.row.id
     said, rules, phase = words(db), Rules.of(db), talk.phase()
     if phase not in ("done", "withdrawn") and not has_consented(db, person, talk.row.mode):
         phase = "consent"
@@ -178,15 +224,7 @@ def document(db: Connection, desk: Desk | None, person: Person, conversation: st
             "own_reply": phase == "write" and talk.row.mode == "rank",
         },
     }
-    return screen | beside(db, person.id, conversation, phase) if talk.row.mode == "redteam" else screen
-
-
-def due(db: Connection, conversation: str) -> float | None:
-    """Seconds until replies that are drawn may be shown; None where none are."""
-    j = t.job.c
-    query = sa.select(j.show_at).where(j.conversation_id == conversation, j.state == "done").order_by(j.turn.desc())
-    row = db.execute(query.limit(1)).first()
-    return None if row is None or row.show_at is None else (row.show_at - now()) / 1e6
+    return screen | beside(db, person.id, conversation, phase, talk.at) if talk.row.mode == "redteam" else screen
 
 
 def _candidates(talk: Talk, desk: Desk | None, phase: str) -> tuple[list[dict[str, Any]], int]:
@@ -216,19 +254,14 @@ def _queue(db: Connection, talk: Talk) -> int | None:
     """How many jobs were there before this one and are not done, whether or not this one is."""
     if talk.job is None:
         return None
-    j = t.job.c
-    before = sa.and_(j.state.in_(("waiting", "running")), j.created_at < talk.job.created_at)
-    return int(db.execute(sa.select(sa.func.count()).select_from(t.job).where(before)).scalar_one())
+    return int(db.execute(_BEFORE, {"at": talk.job.created_at}).scalar_one())
 
 
 def _task(db: Connection, talk: Talk) -> dict[str, int]:
     """Conversations of the task: how many are done, which this one is, how many there will be."""
-    c = t.conversation.c
-    done = sa.exists().where(t.ending.c.conversation_id == c.id).label("done")
-    rows = db.execute(sa.select(c.id, done).where(c.task_id == talk.row.task_id).order_by(c.created_at, c.id)).all()
-    size = db.execute(sa.select(t.task.c.size).where(t.task.c.id == talk.row.task_id)).scalar_one()
+    rows = db.execute(_TASK, {"task": talk.row.task_id}).all()
     place = next(i for i, row in enumerate(rows, 1) if row.id == talk.row.id)
-    return {"done": sum(bool(row.done) for row in rows), "of": place, "size": size}
+    return {"done": sum(bool(row.done) for row in rows), "of": place, "size": rows[0].size}
 
 
 def progress(db: Connection, person: Person) -> dict[str, dict[str, Any]]:

@@ -71,23 +71,31 @@ def shorten(long: Dialogue, fits: Callable[[Dialogue], bool]) -> tuple[Dialogue,
     return Dialogue((*head, Turn(last.role, last.text[-low:]))), True
 
 
+_ENDLESS = (1 << 31) - 1
+_TOLD = (
+    sa.select(t.message.c.turn, t.message.c.role, t.message.c.text)
+    .select_from(
+        t.message.outerjoin(
+            t.choice,
+            sa.and_(t.choice.c.conversation_id == t.message.c.conversation_id, t.choice.c.turn == t.message.c.turn),
+        )
+    )
+    .where(
+        t.message.c.conversation_id == sa.bindparam("conversation"),
+        t.message.c.turn <= sa.bindparam("last"),
+        sa.or_(t.message.c.role == "human", t.message.c.id == sa.func.coalesce(t.choice.c.edit_id, t.choice.c.chosen_id)),
+    )
+    .order_by(t.message.c.turn)
+)
+
+
 def history(db: Connection, conversation: str, turns: int | None = None) -> list[Exchange]:
     """The exchanges of a conversation in order, up to turn ``turns`` (None: all).
 
     A turn's reply is the person's edit of it, if there is one, else the picked candidate; no other candidate is read.
     """
-    m, c = t.message, t.choice
-    told = sa.func.coalesce(c.c.edit_id, c.c.chosen_id)
-    query = (
-        sa.select(m.c.turn, m.c.role, m.c.text)
-        .select_from(m.outerjoin(c, sa.and_(c.c.conversation_id == m.c.conversation_id, c.c.turn == m.c.turn)))
-        .where(m.c.conversation_id == conversation, sa.or_(m.c.role == "human", m.c.id == told))
-        .order_by(m.c.turn)
-    )
-    if turns is not None:
-        query = query.where(m.c.turn <= turns)
     human: dict[int, str] = {}
     reply: dict[int, str] = {}
-    for row in db.execute(query):
+    for row in db.execute(_TOLD, {"conversation": conversation, "last": _ENDLESS if turns is None else turns}):
         (human if row.role == "human" else reply)[row.turn] = row.text
     return [(human[turn], reply.get(turn)) for turn in sorted(human)]

@@ -142,17 +142,22 @@ async def write_token(request: Request) -> str | None:
     return str((await request.form()).get("csrf", "")) if form else ""
 
 
+_SESSION = (
+    sa.select(t.person, t.login.c.csrf, t.login.c.seen_at)
+    .join(t.login)
+    .where(
+        t.login.c.token_hash == sa.bindparam("token"), t.login.c.expires_at > sa.bindparam("at"), ~t.person.c.disabled
+    )
+)
+
+
 def signed_in(request: Request, sent: Annotated[str | None, Depends(write_token)]) -> Person:
     """The person of the session cookie. Raises NotSignedIn, TooMany, and Forbidden for a write without CSRF token."""
     house, token = house_of(request), request.cookies.get(SESSION_COOKIE, "")
     row = None
     if token:
         with house.store.read() as db:
-            row = db.execute(
-                sa.select(t.person, t.login.c.csrf, t.login.c.seen_at)
-                .join(t.login)
-                .where(t.login.c.token_hash == hashed(token), t.login.c.expires_at > now(), ~t.person.c.disabled)
-            ).first()
+            row = db.execute(_SESSION, {"token": hashed(token), "at": now()}).first()
     if row is None:
         house.limits.address.take(address_of(request))
         raise NotSignedIn
@@ -170,7 +175,7 @@ def _seen(house: House, token: str) -> None:
         db.execute(t.login.update().where(t.login.c.token_hash == hashed(token)).values(seen_at=now()))
 
 
-def stranger(request: Request) -> None:
+async def stranger(request: Request) -> None:
     """Requests without a session count by address. Raises TooMany."""
     house_of(request).limits.address.take(address_of(request))
 
@@ -180,7 +185,7 @@ async def form_token(request: Request, _: Annotated[str | None, Depends(write_to
     return str((await request.form()).get("form", ""))
 
 
-def form_checked(
+async def form_checked(
     request: Request, _: Annotated[None, Depends(stranger)], sent: Annotated[str, Depends(form_token)]
 ) -> None:
     """A form of people who are not signed in carries the token of its cookie. Raises Forbidden."""
@@ -193,7 +198,7 @@ def form_checked(
 def role(*allowed: str) -> Any:
     """A dependency: the person, if of one of these roles (administrators are of all). Raises Forbidden otherwise."""
 
-    def check(person: Annotated[Person, Depends(signed_in)]) -> Person:
+    async def check(person: Annotated[Person, Depends(signed_in)]) -> Person:
         if person.role not in (*allowed, "admin"):
             raise Forbidden("This page is for others.")
         return person

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -65,19 +66,27 @@ def kept(work: Work) -> dict[int, tuple[Ask, int, int]]:
     return out | {slot: (ask, *ask.shown[0]) for ask, slot in work.again.items() if ask.shown}
 
 
+_IN = sa.select(t.message.c.id).where(
+    t.message.c.conversation_id == sa.bindparam("conversation"), t.message.c.turn == sa.bindparam("in")
+)
+_HUMAN = _IN.where(t.message.c.role == "human")
+_WRITTEN = _IN.where(t.message.c.kind == "written")
+_MESSAGE = t.message.insert()
+_CANDIDATE = t.candidate.insert()
+
+
 def write_replies(db: Connection, work: Work) -> None:
     """The replies of a job as messages and candidates."""
-    m = t.message.c
-    human = db.execute(
-        sa.select(m.id).where(m.conversation_id == work.conversation, m.turn == work.turn, m.role == "human")
-    ).scalar_one()
+    human = db.execute(_HUMAN, {"conversation": work.conversation, "in": work.turn}).scalar_one()
     found = kept(work)
     texts = [ask.samples[place].text.strip() for ask, place, _ in found.values()]
+    messages: list[dict[str, Any]] = []
+    candidates: list[dict[str, Any]] = []
     for slot, (ask, place, rank) in found.items():
         sample = ask.samples[place]
         text = turns.clean(sample.text)
         message = {"id": new_id(), "conversation_id": work.conversation, "parent_id": human, "turn": work.turn}
-        db.execute(t.message.insert(), message | {"role": "assistant", "kind": "reply", "text": text, "at": now()})
+        messages.append(message | {"role": "assistant", "kind": "reply", "text": text, "at": now()})
         row = {
             "message_id": message["id"],
             "arm_id": work.arms[slot],
@@ -94,14 +103,14 @@ def write_replies(db: Connection, work: Work) -> None:
             "same": texts.count(sample.text.strip()) > 1,
             "truncated": ask.truncated,
         }
-        db.execute(t.candidate.insert(), row)
+        candidates.append(row)
+    db.execute(_MESSAGE, messages)
+    db.execute(_CANDIDATE, candidates)
 
 
 def own_replies(db: Connection, conversation: str, turn: int) -> int:
     """1 if the person wrote a reply to this turn too, which takes a side of its own."""
-    m = t.message.c
-    query = sa.select(m.id).where(m.conversation_id == conversation, m.turn == turn, m.kind == "written")
-    return int(db.execute(query).first() is not None)
+    return int(db.execute(_WRITTEN, {"conversation": conversation, "in": turn}).first() is not None)
 
 
 def reason(error: Exception) -> str:
