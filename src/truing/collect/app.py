@@ -26,7 +26,7 @@ ROUTERS = (
     admin_care.router,
 )
 
-THREADS = 12
+THREADS = 4
 """Requests that are worked on at the same moment: more threads only take the interpreter from one another, and none
 waits for a database connection (`truing.collect.store` has more of them)."""
 

@@ -111,9 +111,17 @@ def screen(house: House, person: Person, conversation: str) -> Response:
 
 
 def act(
-    request: Request, person: Person, key: str, conversation: str, body: BaseModel, do: Callable[[Connection], None]
+    request: Request,
+    person: Person,
+    key: str,
+    conversation: str,
+    body: BaseModel,
+    do: Callable[[Connection], None],
+    *,
+    job: bool = False,
 ) -> Response:
-    """Do a write of a conversation once, wake who waits for it, and answer with the screen."""
+    """Do a write of a conversation once, wake who waits for it (the desk, if it makes a ``job``), and answer with the
+    screen."""
     house = house_of(request)
 
     def once(db: Connection) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def act(
 
     house.store.once(person.id, key, request.url.path, body.model_dump(), once)
     house.bell.ring(conversation)
-    if house.desk:
+    if job and house.desk:
         house.desk.wake()
     return screen(house, person, conversation)
 
@@ -168,7 +176,7 @@ def say(request: Request, person: Worker, key: Key, conversation: Id, body: Said
     """Say something."""
     return act(
         request, person, key, conversation, body,
-        lambda db: acts.say(db, person, conversation, body.turn, body.text, body.own_reply),
+        lambda db: acts.say(db, person, conversation, body.turn, body.text, body.own_reply), job=True,
     )  # fmt: skip
 
 
@@ -185,7 +193,10 @@ def choose(request: Request, person: Worker, key: Key, conversation: Id, body: C
 @router.post("/api/conversations/{conversation}/retry")
 def retry(request: Request, person: Worker, key: Key, conversation: Id, body: Again) -> Response:
     """Draw again what could not be drawn."""
-    return act(request, person, key, conversation, body, lambda db: acts.retry(db, person, conversation, body.turn))
+    return act(
+        request, person, key, conversation, body,
+        lambda db: acts.retry(db, person, conversation, body.turn), job=True,
+    )  # fmt: skip
 
 
 @router.post("/api/conversations/{conversation}/finish")

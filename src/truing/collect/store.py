@@ -82,6 +82,10 @@ class Store:
         self.url = database_url(db)
         self.sqlite = self.url.startswith("sqlite")
         self.engine = _engine(self.url, self.sqlite)
+        reading: dict[str, Any] = {"truing_read": True}
+        if not self.sqlite:
+            reading |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reading = self.engine.execution_options(**reading)
         self._writer = threading.Lock()
 
     @property
@@ -97,10 +101,7 @@ class Store:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection that sees one state of the database throughout, and writes nothing."""
-        options: dict[str, Any] = {"truing_read": True}
-        if not self.sqlite:
-            options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        with self.engine.connect().execution_options(**options) as db, db.begin():
+        with self._reading.connect() as db, db.begin():
             yield db
 
     @contextlib.contextmanager
