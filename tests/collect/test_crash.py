@@ -155,6 +155,10 @@ def test_every_connection_of_postgresql_is_durable(postgres: Any, empty_database
     store.close()
 
 
+RECEIVED, SENT = ("recvfrom", "recvmsg", "read"), ("sendto", "sendmsg", "write", "writev")
+"""System calls with which servers (asyncio's, uvloop's) take a request and give an answer."""
+
+
 def acknowledgements(trace: Iterable[str]) -> list[tuple[str, bool]]:
     """Of a trace of one client's requests: the path of each acknowledged write, and whether a sync came before it."""
     out, path, synced = [], "", False
@@ -163,7 +167,7 @@ def acknowledgements(trace: Iterable[str]) -> list[tuple[str, bool]]:
             path, synced = found[1], False
         elif re.search(r"(fsync|fdatasync)(\([^)]*\)| resumed>\)) += 0", line):
             synced = True
-        elif path and re.search(r'sendto\(.*"HTTP/1\.1 200', line):
+        elif path and re.search(rf'({"|".join(SENT)})\(.*"HTTP/1\.1 200', line):
             out.append((path, synced))
             path = ""
     return out
@@ -188,7 +192,8 @@ def test_every_write_is_synced_to_disk_before_it_is_acknowledged(tmp_path: Path,
     link = invite_simulated(store, 1)
     store.close()
     arm = f"quick={script(tmp_path / 'quick.jsonl', REPLIES)}"
-    watch = ["strace", "-D", "-f", "-qq", "--seccomp-bpf", "-s", "90", "-e", "trace=fsync,fdatasync,recvfrom,sendto"]
+    calls = ",".join(("fsync", "fdatasync", *RECEIVED, *SENT))
+    watch = ["strace", "-D", "-f", "-qq", "--seccomp-bpf", "-s", "90", "-e", f"trace={calls}"]
     command = [sys.executable, "-m", "truing", "serve", "--db", db, "--port", str(port), "--arm", arm]
     with subprocess.Popen([*watch, "-o", str(trace), *command], stderr=subprocess.DEVNULL) as server:
         try:

@@ -18,7 +18,7 @@ DAY = 24 * 3600 * 1_000_000
 
 
 def exposure(db: Connection, person: str, at: int) -> int:
-    """Model replies that a person had before them in the 24 hours to ``at``, in red teaming and in transcripts to review.
+    """Model replies that a person had before them in the 24 hours to ``at``, in red teaming and in reviews.
 
     Replies that are held back for the common delay do not count yet: the number must not tell that they are there.
     """

@@ -14,7 +14,6 @@ from truing.collect.store import Conflict, Refused, digest, new_id, now
 from truing.collect.web import Person
 from truing.collect.words import words
 
-
 _GIVEN = sa.select(t.consent.c.id).where(
     t.consent.c.person_id == sa.bindparam("person"),
     t.consent.c.page == sa.bindparam("room"),

@@ -164,7 +164,7 @@ def _known(db: Connection, person: str, key: str, request: str) -> dict[str, Any
     return dict(row.response)
 
 
-_CONVERSATION = sa.bindparam("conversation")
+_CONVERSATION: sa.BindParameter[str] = sa.bindparam("conversation")
 _LOCK = sa.select(t.conversation).where(t.conversation.c.id == _CONVERSATION).with_for_update()
 _GONE = sa.union_all(
     *(sa.select(x.c.conversation_id).where(x.c.conversation_id == _CONVERSATION) for x in (t.withdrawal, t.erasure))

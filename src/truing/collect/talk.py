@@ -106,7 +106,7 @@ def _count(table: sa.Table) -> sa.ScalarSelect[int]:
     return sa.select(sa.func.count()).select_from(table).where(mine).scalar_subquery()
 
 
-_ID = sa.bindparam("conversation")
+_ID: sa.BindParameter[str] = sa.bindparam("conversation")
 _TALK = sa.select(
     t.conversation,
     _count(t.plan).label("planned"),

@@ -72,20 +72,20 @@ def shorten(long: Dialogue, fits: Callable[[Dialogue], bool]) -> tuple[Dialogue,
 
 
 _ENDLESS = (1 << 31) - 1
+_MESSAGE, _CHOICE = t.message.c, t.choice.c
 _TOLD = (
-    sa.select(t.message.c.turn, t.message.c.role, t.message.c.text)
+    sa.select(_MESSAGE.turn, _MESSAGE.role, _MESSAGE.text)
     .select_from(
         t.message.outerjoin(
-            t.choice,
-            sa.and_(t.choice.c.conversation_id == t.message.c.conversation_id, t.choice.c.turn == t.message.c.turn),
+            t.choice, sa.and_(_CHOICE.conversation_id == _MESSAGE.conversation_id, _CHOICE.turn == _MESSAGE.turn)
         )
     )
     .where(
-        t.message.c.conversation_id == sa.bindparam("conversation"),
-        t.message.c.turn <= sa.bindparam("last"),
-        sa.or_(t.message.c.role == "human", t.message.c.id == sa.func.coalesce(t.choice.c.edit_id, t.choice.c.chosen_id)),
+        _MESSAGE.conversation_id == sa.bindparam("conversation"),
+        _MESSAGE.turn <= sa.bindparam("last"),
+        sa.or_(_MESSAGE.role == "human", _MESSAGE.id == sa.func.coalesce(_CHOICE.edit_id, _CHOICE.chosen_id)),
     )
-    .order_by(t.message.c.turn)
+    .order_by(_MESSAGE.turn)
 )
 
 
