@@ -3,6 +3,9 @@
 ``truing serve`` runs as a process of its own with an arm that answers at once; simulated people (one process) sign up,
 stay connected by their long polls, and choose at a steady rate together. Once everybody is in and the rate is steady,
 ``--seconds`` are measured. Results: ``results/bench_web_load.json``.
+
+With a model in the server's own process (``--people 5 --rate 0.5 --arm real=smollm2``) what counts is that the
+process goes on answering while the model writes: the slowest health check.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from truing.collect.store import Store
 from truing.collect.visitor import Asked
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-TARGET = {"p99_ms": 250.0, "errors": 0}
+TARGET = {"p99_ms": 250.0, "health_check_ms": 1000.0, "errors": 0}
 POLL = "GET /api/conversations/ID"
 SETTLE = 10.0
 
@@ -136,10 +139,14 @@ def main() -> int:
     choices = found["kinds"].get("POST /api/conversations/ID/choices", {"n": 0})["n"]
     errors = sum(found["statuses_of_errors"].values()) + len(book.problems)
     p99 = found["all_but_long_polls"].get("p99_ms")
-    met = p99 is not None and p99 < TARGET["p99_ms"] and not errors
+    kept_up = o.arm is not None or choices >= o.rate * (end - start)  # a model's replies set their own pace
+    met = p99 is not None and p99 < TARGET["p99_ms"] and slowest < TARGET["health_check_ms"] / 1000
+    met = met and not errors and kept_up
     outcome = {
         "people": o.people,
         "mode": o.mode,
+        "arm": o.arm or "a script that answers at once",
+        "rate": o.rate,
         "database": "postgresql" if o.db and "://" in o.db else "sqlite",
         "measured_seconds": round(end - start, 1),
         "choices_per_second": round(choices / (end - start), 2),

@@ -23,6 +23,7 @@ from truing.collect.talk import REPLIES, Talk, held
 from truing.collect.web import Forbidden, Person
 
 MOST_LETTERS = 8000
+_MESSAGE, _JOB, _CHOICE = t.message.insert(), t.job.insert(), t.choice.insert()
 STALE = "This page is out of date: the conversation went on in another window. Reload the page to go on."
 
 
@@ -98,7 +99,7 @@ def say(db: Connection, person: Person, conversation: str, turn: int, text: str,
     shares = dict(talk.row.weights)
     arms = talk.row.arms * count if mode == "redteam" else draw_arms(shares, count, talk.row.seed, turn, 0)
     job = {"id": new_id(), "conversation_id": conversation, "turn": turn, "round": 0, "arms": arms, "weights": shares}
-    db.execute(t.job.insert(), job | {"state": "waiting", "tries": 0, "created_at": now()})
+    db.execute(_JOB, job | {"state": "waiting", "tries": 0, "created_at": now()})
 
 
 def choose(
@@ -137,15 +138,15 @@ def choose(
         edited = _insert(db, conversation, chosen.parent_id, turn, "assistant", "edit", better)
     row = {"id": new_id(), "conversation_id": conversation, "turn": turn, "chosen_id": chosen.id, "edit_id": edited}
     row |= {"strength": strength, "order": [found[key].id for key in order] if order else None}
-    db.execute(t.choice.insert(), row | {"latency_ms": latency_ms, "at": now()})
+    db.execute(_CHOICE, row | {"latency_ms": latency_ms, "at": now()})
 
 
 def retry(db: Connection, person: Person, conversation: str, turn: int) -> None:
     """Ask again for replies that could not be drawn, where every turn draws its arms from others if there are any."""
     talk = held(db, person, conversation)
-    job = talk.job
-    if talk.phase() != "failed" or turn != talk.turn or job is None:
+    if talk.phase() != "failed" or turn != talk.turn or talk.job is None:
         raise Conflict(STALE)
+    job = db.execute(sa.select(t.job).where(t.job.c.id == talk.job.id)).one()
     shares, arms = dict(job.weights), list(job.arms)
     if talk.row.mode != "redteam":
         offered = weights(db, talk.row.mode) or shares
@@ -190,7 +191,7 @@ def _last(talk: Talk) -> str | None:
 
 def _insert(db: Connection, conversation: str, parent: str | None, turn: int, role: str, kind: str, text: str) -> str:
     row = {"id": new_id(), "conversation_id": conversation, "parent_id": parent, "turn": turn}
-    db.execute(t.message.insert(), row | {"role": role, "kind": kind, "text": text, "at": now()})
+    db.execute(_MESSAGE, row | {"role": role, "kind": kind, "text": text, "at": now()})
     return str(row["id"])
 
 

@@ -169,7 +169,7 @@ class Desk:
         with self.store.read() as db:
             if db.execute(_ANY, {"at": at}).first() is None:
                 return
-        begun: list[Work] = []
+        taken: list[Row[Any]] = []
         over: list[str] = []
         with self.store.write() as db:
             for row in db.execute(_FREE, {"at": at, "most": self.most - len(self._works)}).all():
@@ -181,9 +181,11 @@ class Desk:
                 else:
                     mine = {"state": "running", "owner": self.owner, "lease_until": at + self._lease_us}
                     db.execute(_TAKE, {"job": row.id, "tries": row.tries + 1, **mine})
-                    begun.append(self._begin(db, row))
+                    taken.append(row)
         for conversation in over:
             self.bell.ring(conversation)
+        with self.store.read() as db:  # after the write, which keeps all others from writing
+            begun = [self._begin(db, row) for row in taken]
         for work in begun:
             self._works[work.id] = work
             if work.streams:

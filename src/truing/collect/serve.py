@@ -6,6 +6,7 @@ Several processes may serve one database: each has a desk of its own, and what o
 from __future__ import annotations
 
 import contextlib
+import gc
 import ipaddress
 import logging
 import socket
@@ -187,6 +188,8 @@ def _run(house: House, config: Serve, listening: socket.socket) -> None:
         )
     )
     server.bell = house.bell
+    gc.collect()
+    gc.freeze()  # what was imported stays: to look through it time and again would hold up everybody
     if config.max_time is not None:
         timer = threading.Timer(config.max_time * 60, setattr, (server, "should_exit", True))
         timer.daemon = True

@@ -137,7 +137,7 @@ class Store:
                     return known
                 answer = act(db)
                 row = {"person_id": person, "key": key, "request": request, "response": answer, "at": now()}
-                db.execute(t.once.insert(), row)
+                db.execute(_DONE, row)
                 return answer
         except (sa.exc.IntegrityError, Conflict, Refused) as problem:
             with self.read() as db:  # the same click, done at the same moment, which this one waited for
@@ -152,6 +152,7 @@ class Store:
         self.engine.dispose()
 
 
+_DONE = t.once.insert()
 _ONCE = sa.select(t.once).where(t.once.c.person_id == sa.bindparam("person"), t.once.c.key == sa.bindparam("used"))
 
 

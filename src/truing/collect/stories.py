@@ -52,11 +52,8 @@ class Story:
         return {m.id: m for m in self.messages if m.turn == turn}
 
     def exchanges(self) -> list[turns.Exchange]:
-        """Human turns and the replies with which the conversation went on: the edit, if there is one."""
-        human = {m.turn: m.text for m in self.messages if m.role == "human"}
-        texts = {m.id: m.text for m in self.messages}
-        told = {turn: texts.get(c.edit_id or c.chosen_id) for turn, c in self.choices.items()}
-        return [(human[turn], told.get(turn)) for turn in sorted(human)]
+        """Human turns and the replies with which the conversation went on."""
+        return turns.told(self.messages, self.choices.values())
 
     def prompt(self, turn: int) -> Dialogue:
         """What stood before the replies of a turn: only clicked replies, with the human message at the end."""

@@ -26,7 +26,7 @@ from truing.collect import turns
 from truing.collect.care import beside
 from truing.collect.consents import has_consented
 from truing.collect.rules import Rules
-from truing.collect.store import Refused, lock_conversation, now
+from truing.collect.store import Refused, now
 from truing.collect.web import Gone, Person
 from truing.collect.words import words
 
@@ -115,15 +115,16 @@ _TALK = sa.select(
     _count(t.withdrawal).label("withdrawn"),
     _count(t.erasure).label("erased"),
 ).where(t.conversation.c.id == _ID)
-_MESSAGES = (
-    sa.select(t.message, t.candidate.c.side, t.candidate.c.same)
+_M, _C, _J = t.message.c, t.choice.c, t.job.c
+_MESSAGES = (  # what a screen needs and no more: every request of every person waits for these rows
+    sa.select(_M.id, _M.parent_id, _M.turn, _M.role, _M.kind, _M.text, t.candidate.c.side, t.candidate.c.same)
     .select_from(t.message.outerjoin(t.candidate))
-    .where(t.message.c.conversation_id == _ID)
-    .order_by(t.message.c.turn)
+    .where(_M.conversation_id == _ID)
+    .order_by(_M.turn)
 )
-_CHOICES = sa.select(t.choice).where(t.choice.c.conversation_id == _ID)
-_JOBS = sa.select(t.job).where(t.job.c.conversation_id == _ID)
-_OWNER = sa.select(t.conversation.c.person_id).where(t.conversation.c.id == _ID)
+_CHOICES = sa.select(_C.turn, _C.chosen_id, _C.edit_id).where(_C.conversation_id == _ID)
+_JOBS = sa.select(_J.id, _J.turn, _J.round, _J.state, _J.show_at, _J.created_at).where(_J.conversation_id == _ID)
+_HOLD = sa.select(t.conversation.c.person_id).where(t.conversation.c.id == _ID).with_for_update()
 _BEFORE = (
     sa.select(sa.func.count())
     .select_from(t.job)
@@ -161,10 +162,11 @@ def mine(db: Connection, person: Person, conversation: str) -> Talk:
 
 def held(db: Connection, person: Person, conversation: str) -> Talk:
     """A conversation to write to: locked until the transaction ends. Raises Gone, Refused (withdrawn, no consent)."""
-    if db.execute(_OWNER, {"conversation": conversation}).scalar() != person.id:
+    if db.execute(_HOLD, {"conversation": conversation}).scalar() != person.id:
         raise Gone(NOT_THERE)
-    lock_conversation(db, conversation)
     talk = mine(db, person, conversation)
+    if talk.phase() == "withdrawn":
+        raise Refused(NOT_THERE)
     if not has_consented(db, person, talk.row.mode):
         raise Refused("The instructions have changed. Please read and accept them first.")
     return talk
@@ -203,7 +205,7 @@ def _screen(db: Connection, desk: Desk | None, person: Person, talk: Talk) -> di
         phase = "consent"
     seen = phase not in ("withdrawn", "consent")
     candidates, version = _candidates(talk, desk, phase)
-    history = turns.history(db, conversation) if seen else []
+    history = turns.told(talk.messages, talk.choices.values()) if seen else []
     open_turn = phase in ("write", "choose", "rank", "wait", "failed")
     screen = {
         "id": conversation,

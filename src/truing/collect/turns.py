@@ -7,10 +7,11 @@ newest turns where a model's window is short.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from truing.collect import tables as t
 from truing.types import Dialogue, Turn
@@ -71,31 +72,27 @@ def shorten(long: Dialogue, fits: Callable[[Dialogue], bool]) -> tuple[Dialogue,
     return Dialogue((*head, Turn(last.role, last.text[-low:]))), True
 
 
-_ENDLESS = (1 << 31) - 1
-_MESSAGE, _CHOICE = t.message.c, t.choice.c
-_TOLD = (
-    sa.select(_MESSAGE.turn, _MESSAGE.role, _MESSAGE.text)
-    .select_from(
-        t.message.outerjoin(
-            t.choice, sa.and_(_CHOICE.conversation_id == _MESSAGE.conversation_id, _CHOICE.turn == _MESSAGE.turn)
-        )
-    )
-    .where(
-        _MESSAGE.conversation_id == sa.bindparam("conversation"),
-        _MESSAGE.turn <= sa.bindparam("last"),
-        sa.or_(_MESSAGE.role == "human", _MESSAGE.id == sa.func.coalesce(_CHOICE.edit_id, _CHOICE.chosen_id)),
-    )
-    .order_by(_MESSAGE.turn)
+_WHICH: sa.BindParameter[str] = sa.bindparam("conversation")
+_SAID = sa.select(t.message.c.id, t.message.c.turn, t.message.c.role, t.message.c.text)
+_SAID = _SAID.where(t.message.c.conversation_id == _WHICH)
+_PICKED = sa.select(t.choice.c.turn, t.choice.c.chosen_id, t.choice.c.edit_id).where(
+    t.choice.c.conversation_id == _WHICH
 )
 
 
-def history(db: Connection, conversation: str, turns: int | None = None) -> list[Exchange]:
-    """The exchanges of a conversation in order, up to turn ``turns`` (None: all).
+def told(messages: Iterable[Row[Any]], choices: Iterable[Row[Any]]) -> list[Exchange]:
+    """Of the messages and choices of a conversation what was said in it: each human message in order, with the reply
+    with which the conversation went on: the person's edit of the reply that was picked, if there is one, else that."""
+    texts, human = {}, {}
+    for row in messages:
+        texts[row.id] = row.text
+        if row.role == "human":
+            human[row.turn] = row.text
+    replies = {row.turn: texts.get(row.edit_id or row.chosen_id) for row in choices}
+    return [(human[turn], replies.get(turn)) for turn in sorted(human)]
 
-    A turn's reply is the person's edit of it, if there is one, else the picked candidate; no other candidate is read.
-    """
-    human: dict[int, str] = {}
-    reply: dict[int, str] = {}
-    for row in db.execute(_TOLD, {"conversation": conversation, "last": _ENDLESS if turns is None else turns}):
-        (human if row.role == "human" else reply)[row.turn] = row.text
-    return [(human[turn], reply.get(turn)) for turn in sorted(human)]
+
+def history(db: Connection, conversation: str, turns: int | None = None) -> list[Exchange]:
+    """The exchanges of a conversation in order, up to turn ``turns`` (None: all)."""
+    which = {"conversation": conversation}
+    return told(db.execute(_SAID, which), db.execute(_PICKED, which))[:turns]
