@@ -239,7 +239,7 @@ def _attempt(story: Story, arms: Mapping[str, Any], masks: _Masks) -> dict[str, 
     """A row of the released schema (redteam.md §7.2), marked as internal.
 
     The final description, else the plan. Tags are all mentions by reviewers, as in the released file. The harmlessness
-    scores are those of a preference model, which scores the file later.
+    scores are null: they are those of a preference model, and none is asked here.
     """
     ending, arm = story.ending, arms.get(next(iter(story.row.arms), ""))
     spec = arm.spec if arm is not None else {}

@@ -1,4 +1,7 @@
-"""Revisions of the feedback store, by Alembic: every one goes up and down with data (migrations/versions)."""
+"""Revisions of the feedback store, by Alembic: every one goes up and down with data (migrations/versions).
+
+A store at each of them is kept in tests/collect/fixtures; tests/collect/revisions.py makes that of a new one.
+"""
 
 from __future__ import annotations
 
