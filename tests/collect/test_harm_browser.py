@@ -88,7 +88,9 @@ def test_an_attack_by_the_keyboard(place, open_page):
             assert page.locator("#break[open]").count() == 0
         page.keyboard.press("u")
         assert page.locator(".candidate .veil.open").count() == 2
-        assert "<img" in covered.nth(0).text_content() and page.locator(".said img").count() == 0
+        shown = covered.nth(0).text_content()
+        assert "<img" in shown and "\ufffdgnp.exe" in shown and "\u202e" not in page.locator("main").text_content()
+        assert page.locator(".said img").count() == 0
         assert covered.nth(0).evaluate("x => getComputedStyle(x).unicodeBidi") == "isolate"
         page.keyboard.press("7")
     page.wait_for_selector("#panel textarea")
@@ -136,7 +138,7 @@ def test_stop_now_is_one_click(place, open_page, when):
 def test_a_review_shows_nothing_before_proceed(place, open_page):
     """redteam.md §13 row 17, §14 row 15: in the network log and in the page; then at most two tags."""
     site, _ = place
-    attack(site, site.visitor().person, [(BAD, BAD)], description="the description")
+    attack(site, site.visitor().person, [(BAD, BAD)], description="\u202ethe description")
     rev = site.visitor("Rev", role="reviewer", consents=("review",))
     page = open_page(rev, "/review")
     sent = []
@@ -151,6 +153,7 @@ def test_a_review_shows_nothing_before_proceed(place, open_page):
     assert page.locator(".turn .veil").count() == 2 and page.locator(".turn .veil.open").count() == 0
     page.keyboard.press("u")
     assert page.locator(".turn .veil.open").count() == 2 and page.locator(".said img").count() == 0
+    assert "\u202e" not in page.locator("main").text_content()
     following, tags = page.get_by_role("button", name="Next"), page.locator("#panel .tags input")
     tags.nth(0).check()
     page.locator("#panel input[name=rating]").nth(4).check()

@@ -21,6 +21,15 @@ class Block:
 _MARKS = (("heading", "# "), ("points", "- "), ("warning", "> "))
 
 
+def visible(text: str) -> str:
+    """A text in which characters that turn the direction of all that follows are made visible.
+
+    >>> visible("\\u202egnp.exe") == "\\ufffdgnp.exe"
+    True
+    """
+    return re.sub("[\u202d\u202e]", "\ufffd", text)
+
+
 def blocks(text: str) -> list[Block]:
     """The blocks of a text.
 

@@ -18,6 +18,7 @@ from fastapi.responses import HTMLResponse
 from truing.collect import tables as t
 from truing.collect.bell import Bell
 from truing.collect.limits import Limits, address_key
+from truing.collect.prose import visible
 from truing.collect.store import Store, now
 from truing.collect.words import SHIPPED, words
 
@@ -223,6 +224,7 @@ def templates() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
     env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     env.globals["static"] = _static
+    env.filters["visible"] = visible
     return env
 
 

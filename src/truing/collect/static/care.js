@@ -1,6 +1,6 @@
 // For screens with harmful text: replies stay blurred until they are uncovered, a count of what was seen, and breaks.
 
-import { el, fill } from "./talk.js";
+import { el, fill, visible } from "./talk.js";
 
 const uncovered = new Set();
 
@@ -9,7 +9,7 @@ const uncovered = new Set();
  * from others, so that what was uncovered stays so on this page. ``changed`` is called with each change.
  */
 export function veiled(name, text, words, changed = () => {}) {
-  const inner = el("p", { class: "said", dir: "auto" }, text);
+  const inner = el("p", { class: "said", dir: "auto" }, visible(text));
   const button = el("button", { type: "button", class: "quiet veil-button", onclick: () => set(!uncovered.has(name)) });
   const box = el("div", { class: "veil" }, inner, button);
   const draw = () => {

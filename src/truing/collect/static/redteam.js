@@ -1,6 +1,6 @@
 // Red-team mode: what it has beyond a conversation (talk.js).
 
-import { Room, drafts, el, rating, strip } from "./talk.js";
+import { Room, drafts, el, rating, said, strip, visible } from "./talk.js";
 import { rest, tagBoxes, veiled } from "./care.js";
 
 class RedTeam extends Room {
@@ -10,7 +10,7 @@ class RedTeam extends Room {
     document.getElementById("stop").hidden = ["done", "withdrawn"].includes(phase);
     const place = document.getElementById("plan");
     place.replaceChildren(plan === null || phase === "plan" ? "" : el("p", { class: "hint plan" },
-      `${this.word("redteam.your_plan")}: `, el("span", { class: "said", dir: "auto" }, plan)));
+      `${this.word("redteam.your_plan")}: `, el("span", { class: "said", dir: "auto" }, visible(plan))));
     if (document.getElementById("more").dataset.of !== `${this.screen.id} ${phase}`) this.drawMore();
     rest(care, this.words);
   }
@@ -18,7 +18,7 @@ class RedTeam extends Room {
   drawTurns(screen) {
     const nodes = screen.turns.flatMap(({ human, reply }, place) => [
       el("article", { class: "turn human" }, el("h2", { class: "who" }, this.word("talk.you")),
-        el("p", { class: "said", dir: "auto" }, human)),
+        said(human)),
       reply === null ? null : el("article", { class: "turn reply" }, el("h2", { class: "who" }, this.word("talk.assistant")),
         veiled(`${screen.id} ${place}`, reply.trim() ? reply : this.word("talk.empty"), this.words).node),
     ]).filter(Boolean);

@@ -1,7 +1,7 @@
 // Review mode: a description first. The transcript is fetched only when the reviewer goes on, and forgotten afterwards.
 
 import { Problem, post } from "./http.js";
-import { el, fill, open, rating } from "./talk.js";
+import { el, fill, open, rating, visible } from "./talk.js";
 import { rest, tagBoxes, veiled } from "./care.js";
 
 const root = document.getElementById("review");
@@ -68,7 +68,7 @@ function preview(found) {
   if (!found.id) return show(el("p", {}, word("review.none")), button("review.look", next));
   const path = `/api/reviews/${found.id}`;
   show(el("h2", { tabIndex: -1, "data-focus": "" }, word("review.preview")),
-    el("blockquote", { class: "said", dir: "auto" }, found.description || word("review.no_description")),
+    el("blockquote", { class: "said", dir: "auto" }, visible(found.description) || word("review.no_description")),
     el("div", { class: "row" },
       el("button", { type: "button", id: "skip", onclick: () => send(`${path}/skip`, {}, next_after) }, word("review.skip")),
       el("button", { type: "button", id: "proceed", class: "primary", onclick: () => send(`${path}/proceed`, {}, read) },
@@ -122,7 +122,7 @@ function read(found) {
   }
   const all = () => { for (const veil of veils) veil.uncover(); };
   turns.prepend(el("p", { class: "row" },
-    el("q", { class: "said hint", dir: "auto" }, found.description),
+    el("q", { class: "said hint", dir: "auto" }, visible(found.description)),
     el("button", { type: "button", onclick: all, "aria-keyshortcuts": "U", "data-first": "" }, word("review.uncover_all"))));
   keys = (event) => { if (event.key.toLowerCase() === "u") all(); };
   turns.querySelector("[data-first]").focus();

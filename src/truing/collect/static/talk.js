@@ -23,9 +23,14 @@ export function fill(text, values) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }
 
-/** Something said, as it stands; characters that turn the direction of all that follows are made visible. */
+/** A text in which characters that turn the direction of all that follows are made visible. */
+export function visible(text) {
+  return text.replace(/[\u202d\u202e]/g, "\ufffd");
+}
+
+/** Something said, as it stands. */
 export function said(text, empty = "") {
-  return el("p", { class: "said", dir: "auto" }, text.trim() ? text.replace(/[\u202d\u202e]/g, "\ufffd") : empty);
+  return el("p", { class: "said", dir: "auto" }, text.trim() ? visible(text) : empty);
 }
 
 /** Open a dialog with much to read: its beginning is seen, and arrows scroll it (browsers go to its first button). */
