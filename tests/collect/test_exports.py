@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from truing.collect import tables as t
 from truing.collect.exports import HARMLESS, INTERNAL, Made, Wanted, make_export, record_export, safe_cell, to_csv
-from truing.collect.store import Conflict, Store
+from truing.collect.store import Conflict, Store, new_id
 from truing.data.attempts import read_attempts
 from truing.data.check import check_file
 from truing.data.comparisons import load_comparisons, training_comparisons
@@ -240,11 +242,54 @@ def test_names_in_a_file_mean_nothing_outside_of_it(store: Store, tmp_path: Path
     assert len(workers[0]) == 2 and not workers[0] & workers[1]  # drawn anew
 
 
+def test_neither_the_order_of_a_file_nor_its_numbers_nor_ids_tell_who_came_first(sqlite_store: Store, tmp_path: Path):
+    """redteam.md §14 row 27. There are no times in it either."""
+    with sqlite_store.write() as db:
+        for i in range(12):
+            talk = Talk(db, "redteam", add_worker(db, f"worker {i}"), arms=["one"])
+            talk.turn(str(i), [("one", "a"), ("one", "b")])
+            talk.end(success=2)
+    files = [rows(export(sqlite_store, tmp_path, kind)) for kind in ("attempts", "attempts", "harmless")]
+    orders = [[int(row["transcript"].split()[1]) for row in file] for file in files[:2]]
+    orders.append([int(row["prompt"][0]["content"]) for row in files[2]])
+    numbers = [[row["red_team_member_id"] for row in sorted(file, key=_begins)] for file in files[:2]]
+    in_order = (list(range(12)), list(range(11, -1, -1)))
+    assert all(sorted(found) == in_order[0] and found not in in_order for found in orders + numbers)
+    assert numbers[0] != numbers[1]  # dealt out anew
+    values = list(_values(files))
+    assert not [x for x in values if isinstance(x, int | float) and x > 1000]
+    assert not [x for x in values if isinstance(x, str) and re.search(r"\d{4}-\d\d|\d\d:\d\d", x)]
+
+
+def _begins(row: dict[str, Any]) -> int:
+    return int(row["transcript"].split()[1])
+
+
+def _values(node: Any) -> Iterator[Any]:
+    if isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _values(value)
+    else:
+        yield node
+
+
+def test_ids_follow_from_nothing(sqlite_store: Store):
+    """redteam.md §14 row 27: from no name, no order and no time."""
+    ids = [new_id() for _ in range(500)]
+    assert all(len({id[place] for id in ids}) == 16 for place in range(32))
+    people = []
+    for _ in range(2):
+        with sqlite_store.engine.connect() as db, db.begin() as undone:
+            people.append(add_worker(db, "Ada"))
+            undone.rollback()
+    assert people[0] != people[1]
+
+
 def test_attempts_have_the_released_schema_and_are_internal(store: Store, tmp_path: Path):
     with store.write() as db:
         talk = Talk(db, "redteam", add_worker(db, source="upwork"), arms=["one"])
         talk.plan("the plan")
-        talk.turn("insult me", [("one", "no"), ("one", "you fool")], 1)
+        talk.turn("insult me", [("one", "no"), ("one", "you fool")], 1, strength=1)  # no pair, but what was said
         talk.turn("a message whose replies were not judged", [("one", "x"), ("one", "y")], None)
         talk.end(success=3, description="the final one")
         for name in "ab":

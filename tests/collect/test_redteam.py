@@ -12,11 +12,13 @@ import sqlalchemy as sa
 from truing.collect import pay
 from truing.collect import tables as t
 from truing.collect.care import exposure
+from truing.collect.exports import Wanted, make_export
 from truing.collect.rules import Rules
 from truing.collect.store import digest, new_id, now, readable, set_setting
 from truing.collect.tags import TAGS
 from truing.collect.web import STATIC
 from truing.collect.words import SHIPPED
+from truing.data.comparisons import load_comparisons
 
 ANSWERS = {"success": 4, "harmfulness": 0, "actionability": 2}
 
@@ -140,12 +142,16 @@ def test_the_screen_shows_a_rating_one_higher_than_it_sends():
         assert "rating(" in (STATIC / file).read_text()
 
 
-def test_the_more_harmful_reply_is_asked_for_and_goes_on_into_the_context(quick):
+def test_the_more_harmful_reply_is_asked_for_goes_on_into_the_context_and_is_exported_as_rejected(quick, tmp_path):
+    """redteam.md §14 row 4, from the click to the file."""
     ada = quick.visitor()
     begin(ada)
     screen = ada.say("Hello", 1)
     ada.choose(1, "b", 4)
     assert ada.look()["turns"][0]["reply"] == screen["candidates"][1]["text"]
+    ada.act("finish", ANSWERS)
+    (pair,) = load_comparisons(make_export(quick.store, Wanted("harmless"), tmp_path).path)
+    assert [pair.chosen, pair.rejected] == [c["text"] for c in screen["candidates"]]
     page = ada.client.get("/redteam").text
     assert "Which reply is MORE HARMFUL?" in page and "is more harmful: {how}" in page
 
@@ -362,7 +368,8 @@ def test_hostile_text_is_shown_as_text(quick, text):
     begin(ada, text)
     page = ada.client.get("/mine").text
     assert "<script>alert" not in page and "<img" not in page and "</textarea><b>" not in page
-    if text.startswith("\u202e"):  # isolated, so that it turns nothing around it
+    if text.startswith("\u202e"):  # made visible; and isolated, so that nothing turns what is around it
+        assert "\u202e" not in page and "\ufffdtxt.exe" in page
         assert '<p class="said" dir="auto">' in page and "unicode-bidi: isolate" in (STATIC / "app.css").read_text()
     answer = ada.client.get(f"/api/conversations/{ada.id}", params={"wait": 0})
     assert answer.headers["content-type"] == "application/json" and answer.json()["plan"] == text
@@ -386,14 +393,38 @@ def test_every_word_that_scripts_ask_for_is_there():
         assert asked and not [name for name in asked if name not in SHIPPED], path.name
 
 
-def test_nothing_that_was_said_reaches_the_log(quick, caplog):
-    """redteam.md §14 row 35."""
+def test_nothing_that_was_said_reaches_the_log(quick, caplog, capfd, tmp_path):
+    """redteam.md §14 row 35: no logger's, not what is printed, no audit and no stored answer."""
+    caplog.set_level("INFO")
     caplog.set_level("DEBUG", logger="truing")
     ada = quick.visitor()
+    answer = quick.desk.models.answer
+
+    def fail(asks):
+        for ask in asks:
+            ask.error = RuntimeError(f"canary: cannot answer {ask.exchanges}")
+
     begin(ada, "canary plan")
     ada.talk(["canary message"])
     ada.act("flag", {"why": "canary flag", "key": "b"}, expect=422)
     ada.act("plan", {"text": "canary", "tags": ["canary"]}, expect=409)
+    quick.desk.models.answer = fail
+    assert ada.say("canary again", 2)["phase"] == "failed" and "canary" not in str(quick.rows(sa.select(t.job)))
+    quick.desk.models.answer = answer
+    ada.act("retry", {"turn": 2})
+    ada.until("choose")
     ada.act("finish", ANSWERS | {"description": "canary end", "comment": "canary comment"})
-    assert "canary" not in caplog.text
-    assert "canary" not in str(quick.rows(sa.select(t.audit))) + str(quick.rows(sa.select(t.once)))
+    rev = quick.visitor("Rev", role="reviewer", consents=("review",))
+    found = rev.post("/api/reviews/next", {})
+    assert "canary end" in found["description"]
+    rev.post(f"/api/reviews/{found['id']}/proceed", {})
+    rev.post(f"/api/reviews/{found['id']}/submit", {"rating": 1, "intent": 1, "tags": ["canary"]}, expect=422)
+    body = {"rating": 1, "intent": 1, "tags": [TAGS[0]], "comment": "canary review"}
+    rev.post(f"/api/reviews/{found['id']}/submit", body)
+    make_export(quick.store, Wanted("attempts"), tmp_path)
+    ada.act("withdraw", {})
+    printed = capfd.readouterr()
+    assert "POST /api/conversations/{conversation}/turns" in caplog.text
+    assert "canary" not in caplog.text + printed.out + printed.err
+    for table in (t.audit, t.once):
+        assert "canary" not in str(quick.rows(sa.select(table)))

@@ -13,10 +13,11 @@ from filled import Talk, add_worker
 
 from truing import configs
 from truing.collect import migrate, store_verbs
+from truing.collect import store as store_module
 from truing.collect import tables as t
 from truing.collect.backup import backup, check_backup
 from truing.collect.backup import restore as read_backup
-from truing.collect.erasing import TOMBSTONE, trained_on
+from truing.collect.erasing import TOMBSTONE, erase, trained_on
 from truing.collect.exports import Wanted, make_export
 from truing.collect.store import Refused, Store, lock_conversation, new_id, now, set_setting
 from truing.data.comparisons import load_comparisons
@@ -193,6 +194,27 @@ def test_an_erasure_leaves_no_word_and_names_the_runs(store: Store, tmp_path: Pa
         lock_conversation(db, talk.id)
     found = load_comparisons(make_export(store, Wanted("helpful"), tmp_path).path)
     assert [c.prompt.last.text for c in found] == ["kept"]
+
+
+def test_erased_words_are_not_left_in_free_pages(sqlite_store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Also where SQLite does not wipe what it frees, as many builds do not."""
+    prepare = store_module._prepare
+
+    def careless(connection: Any, record: Any) -> None:
+        prepare(connection, record)
+        connection.execute("PRAGMA secure_delete=OFF")
+
+    monkeypatch.setattr(store_module, "_prepare", careless)
+    store = Store(sqlite_store.url)
+    with store.write() as db:
+        talk = Talk(db)
+        talk.turn("canary " * 3000, [("one", "canary " * 3000), ("two", "b")])
+    assert store.file is not None
+    files = list(store.file.parent.glob(f"{store.file.name}*"))
+    assert any(b"canary" in file.read_bytes() for file in files)
+    erase(store, [talk.id], by="Grace", why="they asked")
+    assert not [file for file in files if b"canary" in file.read_bytes()]
+    store.close()
 
 
 def test_erasing_says_what_is_wrong(store: Store):

@@ -10,9 +10,11 @@ import pytest
 import sqlalchemy as sa
 from talking import LINES, Site, candidates, script
 
-from truing.collect import acts
+from truing.collect import acts, chat, talk
 from truing.collect import tables as t
 from truing.collect.arms import draw_arms, draw_sides, reply_seed
+from truing.collect.chat import PATHS
+from truing.collect.replies import CannotLoad
 from truing.collect.store import new_id, now, set_setting
 
 
@@ -229,8 +231,9 @@ def test_a_red_team_conversation_has_one_arm_and_waits_for_its_plan(site):
     ada.begin("redteam")
 
 
-def test_nothing_of_an_arm_reaches_a_browser(tmp_path, empty_file):
-    """redteam.md §14 row 1: no name, id, model, setting or score; every length is a multiple of 2 KiB."""
+@pytest.mark.parametrize("mode", ["helpful", "rank", "redteam"])
+def test_nothing_of_an_arm_reaches_a_browser(tmp_path, empty_file, mode):
+    """redteam.md §14 row 1: no name, id, model, setting or score, nor why it failed; lengths are multiples of 2 KiB."""
     (tmp_path / "truing.db").write_bytes(empty_file.read_bytes())
     file = script(tmp_path / "canary.jsonl")
     arms = [f"canaryname{i}={file},max_tokens={100 + i},model_type=canarytype,num_params=9.9B" for i in range(3)]
@@ -245,16 +248,28 @@ def test_nothing_of_an_arm_reaches_a_browser(tmp_path, empty_file):
         seen.append(answer)
         return answer
 
+    def fail(asks):
+        for ask in asks:
+            ask.error = CannotLoad(f"canary: {ask.spec.model} cannot be loaded")
+
     ada.client.request = watch  # type: ignore[method-assign]
-    ada.begin()
-    ada.talk(["Hello"] * 4)
-    ada.act("choices", {"turn": 1, "pick": "a", "strength": 1}, expect=409)
-    ada.act("finish", {"rating": 2})
-    ada.client.get("/chat")
-    ada.client.get("/consent/helpful")
+    ada.begin(mode)
+    if mode == "redteam":
+        ada.act("plan", {"text": "a plan", "tags": []})
+    judged = {"order": ["a", "b", "c"]} if mode == "rank" else {"pick": "a", "strength": 2}
+    for turn in range(1, 4):
+        ada.say("Hello", turn)
+        ada.act("choices", {"turn": turn, **judged})
+    ada.act("choices", {"turn": 1, **judged}, expect=409)
+    site.desk.models.answer = fail
+    assert ada.say("Hello", 4)["phase"] == "failed"
+    ada.act("finish", {"rating": 2} if mode != "redteam" else {"success": 1, "harmfulness": 0, "actionability": 2})
+    for path in ("/", PATHS[mode], f"/consent/{mode}", "/mine"):
+        ada.client.get(path)
     words = ["canary", "max_tokens", "9.9B", "logprob", "seed", "pm_score", "arm", str(tmp_path)]
     words += [row.id for row in site.rows(sa.select(t.arm.c.id))]
     words += [row.message_id for row in candidates(site)]
+    assert len(seen) > 12 and len(words) > 16
     for answer in seen:
         said = answer.text + json.dumps(dict(answer.headers))
         assert not [word for word in words if word in said.replace("warm", "").replace("harm", "")]
@@ -344,6 +359,35 @@ def test_both_replies_appear_together_or_stream_together(tmp_path, empty_file):
             ada.choose(turn)
         assert (partly > 0) is streams and len(kinds) > 1, kinds
         site.close()
+
+
+def test_who_waits_keeps_nobody_waiting(quick, monkeypatch):
+    """redteam.md §14 row 32: while a model works and six long polls read slowly, the app answers everybody else."""
+    ada, gate, fast = quick.visitor(), threading.Event(), talk.document
+    ada.begin()
+
+    def slow(*args):
+        time.sleep(0.5)
+        return fast(*args)
+
+    monkeypatch.setattr(quick.desk.models, "answer", lambda asks: gate.wait(30) and None)
+    monkeypatch.setattr(talk, "document", slow)
+    monkeypatch.setattr(chat, "LOOK", 0.05)
+    version = ada.act("turns", {"turn": 1, "text": "Hello"})["version"]
+    with ada.client:  # one event loop for all requests
+        polls = [threading.Thread(target=ada.look, args=(version, 3.0)) for _ in range(6)]
+        for poll in polls:
+            poll.start()
+        took = []
+        for _ in range(4):
+            began = time.monotonic()
+            assert ada.client.get("/health").status_code == 200
+            took.append(time.monotonic() - began)
+            time.sleep(0.1)
+        gate.set()
+        for poll in polls:
+            poll.join()
+    assert max(took) < 1.0, took
 
 
 def site_name(site, arm):
