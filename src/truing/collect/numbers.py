@@ -198,4 +198,11 @@ def arm_counts(db: Connection) -> dict[str, Counter[str]]:
 
 def reviewers_agreement(db: Connection) -> list[tuple[str, str]]:
     """Fleiss' kappa of attackers and reviewers (redteam.md §3.2) as (what, value with its interval)."""
-    return [(name, str(found)) for name, found in agreement(db).items()]
+
+    def told(found: Interval) -> str:
+        if found.value is None or found.low is None or found.high is None:
+            return str(found)
+        value, low, high = (f"{round(x, 2) + 0.0:.2f}" for x in (found.value, found.low, found.high))  # no -0.00
+        return f"{value} [{low}, {high}]"
+
+    return [(name, told(found)) for name, found in agreement(db).items()]

@@ -22,3 +22,10 @@ for (const form of document.querySelectorAll('form[method="post"]')) {
 addEventListener("pageshow", () => {
   for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
 });
+
+// On a phone the open page's place in a bar that scrolls sideways is in sight.
+for (const here of document.querySelectorAll('nav [aria-current="page"]')) {
+  const bar = here.closest("nav");
+  const beside = here.getBoundingClientRect().left - bar.getBoundingClientRect().left;
+  bar.scrollLeft += beside - (bar.clientWidth - here.offsetWidth) / 2;
+}
