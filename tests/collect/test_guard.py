@@ -80,6 +80,15 @@ def test_every_answer_has_the_headers_and_is_not_kept(people: People, path: str)
     assert "server" not in answer.headers
 
 
+def test_the_content_policy_runs_nothing_but_files_of_the_app():
+    """redteam.md §14 row 14: a text that became markup after all would still do nothing."""
+    policy = HEADERS["Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert {rules[name] for name in ("default-src", "base-uri", "frame-ancestors")} == {"'none'"}
+    assert {rules[name] for name in ("script-src", "style-src", "connect-src", "form-action")} == {"'self'"}
+    assert "unsafe" not in policy and "*" not in policy and HEADERS["X-Content-Type-Options"] == "nosniff"
+
+
 def test_files_are_kept_by_their_hash(people: People):
     browser = people.stranger()
     address = re.search(r'href="(/static/app\.css\?\w+)"', browser.get("/login").text)[1]
