@@ -80,6 +80,8 @@ def test_an_attack_by_the_keyboard(place, open_page):
         assert all("blur" in covered.nth(i).evaluate("x => getComputedStyle(x).filter") for i in (0, 1))
         assert all(covered.nth(i).get_attribute("aria-hidden") == "true" for i in (0, 1))
         assert page.locator(".strip button:disabled").count() == 8
+        sizes = page.locator(".strip button").evaluate_all("a => a.map(x => parseFloat(getComputedStyle(x).fontSize))")
+        assert sizes[0] > sizes[1] > sizes[2] > sizes[3] and sizes == sizes[::-1]  # the smallest means unsure (row 6)
         assert page.locator("#break[open]").count() == (turn == 2)  # four replies by then
         if turn == 2:
             page.keyboard.press("Enter")
