@@ -138,6 +138,33 @@ def test_a_dialogue_of_four_turns_by_keyboard_alone(place: Place):
     assert (ending.rating, ending.comment) == (3, "It knew its herbs.")
 
 
+def test_the_next_conversation_is_not_put_aside_by_a_look_at_the_last_one(place: Place):
+    """A long poll of the finished conversation that answers late, or still waits, is of no account for the next."""
+    one = place.looker("next", **DESK)
+    sign_up(one, place.invite("worker", "helpful"), "Iris")
+    one.go("/consent/helpful")
+    one.page.locator("form[action='/consent/helpful'] button").click()
+    one.wait("#panel textarea")
+    one.type("Hello")
+    one.press("Control+Enter")
+    one.wait(".grade")
+    one.press("1")
+    one.page.locator(".turn.reply").first.wait_for()
+    one.tab_to("Finish this conversation")
+    one.press("Enter")
+    one.wait("input[name=rating]").first.check()
+    one.page.locator("#panel form button.primary").click()
+    with one.page.expect_request(lambda r: "?after=" in r.url, timeout=20_000):  # the look that will wait 25 seconds
+        one.wait(".notice.good")
+    one.page.get_by_role("button", name="Next conversation").click()
+    one.wait("#panel textarea")
+    one.type("Another")
+    one.press("Control+Enter")
+    one.wait(".grade", seconds=20)  # and not only when the look at the last one is over
+    assert one.page.locator(".turn.human .said").all_inner_texts() == ["Another"]
+    assert one.problems == []
+
+
 def test_a_phone_in_the_dark_drafts_and_an_edit(place: Place):
     one = place.looker("phone", **PHONE, color_scheme="dark", reduced_motion="reduce")
     sign_up(one, place.invite("worker", "helpful", "rank"), "Edgar")

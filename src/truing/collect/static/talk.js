@@ -41,7 +41,10 @@ export function open(dialog) {
   dialog.scrollTo(0, 0);
 }
 
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const sleep = (ms, signal) => new Promise((resolve) => {
+  const timer = setTimeout(resolve, ms);
+  signal?.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
+});
 const typing = (target) => target instanceof HTMLElement && target.matches("input, textarea, select");
 
 /** Text that a person has written and not sent, kept in this browser until it is. */
@@ -93,8 +96,8 @@ export class Room {
   /** The person's open conversation, or a new one. */
   async begin() {
     this.ending = false;
-    this.screen = null;
     await this.send("/api/tasks", { mode: this.mode });
+    this.looking?.abort(); // at the last conversation
     if (this.screen && !this.polling) this.poll();
   }
 
@@ -117,7 +120,7 @@ export class Room {
       return true;
     } catch (problem) {
       this.say(problem.text ?? this.word("talk.offline"), "bad");
-      if (problem.status === 409) await this.reload();
+      if (problem.status === 409 && this.screen) await this.reload();
       return false;
     } finally {
       this.sending = false;
@@ -132,19 +135,21 @@ export class Room {
   async poll() {
     this.polling = true;
     for (;;) {
+      this.looking = new AbortController();
+      const { signal } = this.looking;
       try {
-        const id = this.screen.id;
-        const found = await get(`${this.path()}?after=${this.screen.version}`, { pauses: [] });
-        if (found.id === id) this.take(found);
+        const found = await get(`${this.path()}?after=${this.screen.version}`, { pauses: [], signal });
+        if (found.id === this.screen.id) this.take(found);
         if (this.late) this.say("");
         this.late = false;
-        if (["done", "withdrawn"].includes(this.screen.phase)) await sleep(5000);
+        if (["done", "withdrawn"].includes(this.screen.phase)) await sleep(5000, signal);
         else if (this.screen.candidates.some((c) => c.partial)) await sleep(250);
       } catch (problem) {
+        if (signal.aborted) continue;
         if (problem.status === 401) return;
         this.late = true;
         this.say(problem.status ? problem.text : this.word("talk.offline"), "bad");
-        await sleep(3000);
+        await sleep(3000, signal);
       }
     }
   }
