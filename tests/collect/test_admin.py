@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ from browser import Browser, People
 from fastapi import FastAPI
 from filled import Talk, add_arm, add_worker
 
-from truing.collect import admin_care, admin_pages, admin_work, numbers
+from truing.collect import admin, admin_care, admin_pages, admin_work, numbers
 from truing.collect import tables as t
 from truing.collect.app import routes
+from truing.collect.desk import Desk
+from truing.collect.exports import Wanted, make_export
+from truing.collect.imports import import_file
 from truing.collect.store import Store, new_id, now, setting
+from truing.collect.web import House
 from truing.data.comparisons import load_comparisons
+from truing.data.files import DataError
 
 OURS = [found for room in (admin_pages, admin_work, admin_care) for found in routes(room.router.routes)]
 ONLY_ADMIN = ("people", "invitations", "pay", "pay.csv", "settings", "audit")
@@ -290,6 +296,8 @@ def test_texts_are_edited_versioned_and_shown_as_text(boss: Browser, store: Stor
         {"name": "language", "value": "xx"},
     ):
         assert form(boss, change, **bad).status_code == 422
+    answer = form(boss, change, name="talk.strengths", value="a|b|c")  # of the eight buttons
+    assert answer.status_code == 422 and "4 parts" in answer.text
     answer = form(boss, change, name="home.title", value="Welcome!")
     assert answer.status_code == 422 and "{name}" in answer.text
     ok(form(boss, change, name="language", value="de"))
@@ -301,6 +309,29 @@ def test_texts_are_edited_versioned_and_shown_as_text(boss: Browser, store: Stor
     assert form(boss, "/admin/settings/tags", tags="Theft\nTheft").status_code == 422
     assert form(boss, "/admin/settings/rules", name="task_size", value="0").status_code == 422
     assert form(boss, "/admin/settings/rules", name="x", value="1").status_code == 422
+
+
+def test_an_arm_that_cannot_answer_is_told(boss: Browser, store: Store, house: House):
+    with store.write() as db:
+        arm = add_arm(db, "cold")
+    house.desk = Desk(store)
+    house.desk.problems[arm] = "No server answers at <b>."
+    assert "No server answers at &lt;b&gt;." in ok(boss.get("/admin/arms")).text
+    house.desk = None
+
+
+def test_what_was_imported_is_nobodys_work_here(boss: Browser, store: Store, tmp_path: Path):
+    """It is no progress, no busy person and nothing to look at; and no attack that somebody rated."""
+    rows_ = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "kind": "harmless"} for i in range(3)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
+    import_file(store, tmp_path / "x.jsonl")
+    with store.read() as db:
+        assert {row["begun"] + row["choices"] for row in numbers.progress(db)} == {0}
+        assert numbers.shares(db) == (0, 0, []) and not any(n for _, n in numbers.choices_by_day(db))
+        assert admin.queue(db) == []
+    with pytest.raises(DataError):
+        make_export(store, Wanted("attempts"), tmp_path)
+    assert make_export(store, Wanted("harmless"), tmp_path).counts["rows"] == 3
 
 
 def test_every_page_of_settings_opens(boss: Browser):

@@ -18,7 +18,9 @@ from talking import LINES, Site, candidates, script
 
 from truing.collect import tables as t
 from truing.collect.arms import reply_seed
+from truing.collect.care import exposure
 from truing.collect.desk import Desk
+from truing.collect.numbers import live
 from truing.collect.replies import Models, best
 from truing.collect.store import Store, new_id, now
 from truing.collect.turns import history
@@ -116,6 +118,55 @@ def test_what_was_cut_is_kept_with_the_reply(told):
         ada.say("Hello", turn)
         ada.choose(turn)
     assert [(row.finish, row.truncated) for row in candidates(told)] == [("length", True)] * 2 + [("stop", False)] * 2
+
+
+@pytest.mark.parametrize("when", ["waiting", "running"])
+def test_nothing_is_drawn_for_who_has_stopped(tmp_path, empty_file, when):
+    """Replies that nobody will see take nobody's turn; they are no failure, and nobody has read them."""
+    models = Told()
+    site = site_with(tmp_path, empty_file, models, work=False)
+    ada, bob = site.visitor(), site.visitor("Bob")
+    for who in (ada, bob):
+        who.begin("redteam")
+        who.act("plan", {"text": "p", "tags": []})
+        who.act("turns", {"turn": 1, "text": "Hello"})
+    if when == "running":
+        site.desk._put = lambda work, asks: (work.waiting.update(asks), site.desk._of.update(dict.fromkeys(asks, work)))
+        site.desk.step()
+    ada.act("stop", {})
+    if when == "running":
+        for work in site.desk._works.values():
+            models.answer(list(work.asks))
+            site.desk._answered += work.asks
+    site.desk.step()
+    end = time.monotonic() + 20
+    while site.count(t.candidate) < 2 and time.monotonic() < end:
+        site.desk.step()
+    assert {row.conversation_id for row in candidates(site)} == {bob.id}
+    (job,) = site.rows(sa.select(t.job).where(t.job.c.conversation_id == ada.id))
+    assert (job.state, job.error) == ("failed", "ended")
+    with site.store.read() as db:
+        assert exposure(db, ada.person, now()) == 0 and live(db)["failed"] == 0
+    site.close()
+
+
+def test_an_arm_that_cannot_be_read_stands_in_nobodys_way(tmp_path, empty_file):
+    """As one of a newer truing that shares the database."""
+    site = site_with(tmp_path, empty_file, Told(), arms=("one",), work=False)
+    ada, bob = site.visitor(), site.visitor("Bob")
+    for who in (ada, bob):
+        who.begin()
+        who.act("turns", {"turn": 1, "text": "Hello"})
+    arm = {"id": new_id(), "name": "newer", "spec": {"model": "x", "of_tomorrow": 1}, "created_at": now()}
+    with site.store.write() as db:
+        db.execute(t.arm.insert(), arm)
+        db.execute(t.job.update().where(t.job.c.conversation_id == ada.id).values(arms=[arm["id"]] * 2))
+    end = time.monotonic() + 20
+    while site.count(t.candidate) < 2 and time.monotonic() < end:
+        site.desk.step()
+    assert {row.conversation_id for row in candidates(site)} == {bob.id}
+    assert ada.look()["phase"] == "failed"
+    site.close()
 
 
 def test_the_two_best_of_k_are_shown_on_random_sides(tmp_path, empty_file):

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from truing.collect import pay
 from truing.collect import tables as t
 from truing.collect.care import exposure
+from truing.collect.erasing import erase
 from truing.collect.exports import Wanted, make_export
 from truing.collect.rules import Rules
 from truing.collect.store import digest, new_id, now, readable, set_setting
@@ -290,6 +291,26 @@ def test_flags_are_kept_with_the_reply_that_they_are_about(quick):
     eve.id = ada.id
     for what in ("flag", "stop", "withdraw"):
         eve.act(what, {"why": "x"} if what == "flag" else {}, expect=404)
+
+
+def test_nothing_is_said_in_what_was_erased(quick):
+    ada = quick.visitor()
+    begin(ada)
+    erase(quick.store, [ada.id], by="test", why="test")
+    ada.act("flag", {"why": "canary"}, expect=422)
+    assert ada.act("stop", {})["phase"] == ada.act("withdraw", {})["phase"] == "withdrawn"
+    assert quick.count(t.flag) == 0 and quick.count(t.ending) == 1
+
+
+def test_who_may_not_do_a_mode_any_more_ends_there_and_may_still_stop(quick):
+    ada = quick.visitor()
+    begin(ada)
+    ada.say("Hello", 1)
+    with quick.store.write() as db:
+        db.execute(t.person.update().where(t.person.c.id == ada.person).values(modes=["helpful"]))
+    ada.act("choices", {"turn": 1, "pick": "a", "strength": 3}, expect=403)
+    ada.act("flag", {"why": "x"})
+    assert ada.act("stop", {})["phase"] == "done"
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -299,6 +299,39 @@ def test_an_offer_that_nobody_answers_goes_to_another_after_a_day(quick):
     on(slow, found, "proceed", expect=409)
 
 
+@pytest.mark.parametrize("what", ["proceed", "submit"])
+def test_who_takes_more_than_a_day_is_no_fourth_reader(site, what):
+    """Others were asked meanwhile; while their place is free, even a late answer counts."""
+    ada, slow, late = site.visitor(), reviewer(site, "Slow"), reviewer(site, "Late")
+    one = attack(site, ada.person)
+    attack(site, ada.person)
+    with site.store.write() as db:
+        set_setting(db, readers.SAMPLE, {"conversations": [one]}, None)
+    found, other = following(slow), following(late)
+    if what == "submit":
+        on(slow, found, "proceed")
+    on(late, other, "proceed")
+    ago = now() - 25 * 3600 * 10**6
+    with site.store.write() as db:
+        db.execute(t.assignment.update().values(at=ago))
+        db.execute(t.decision.update().values(at=ago))
+    reads(reviewer(site, "One"))
+    reads(reviewer(site, "Two"))
+    on(late, other, "submit", ANSWERS)  # the third
+    on(slow, found, what, ANSWERS if what == "submit" else {}, expect=409)
+    assert site.count(t.review) == 3
+    with site.store.write() as db:
+        set_setting(db, readers.SAMPLE, None, None)
+    assert following(slow)["id"] not in (None, found["id"])
+
+
+def test_what_was_imported_is_not_offered_to_reviewers(quick):
+    """Nobody described it, so that nobody could decide whether to read it."""
+    ada, rev = quick.visitor(), reviewer(quick)
+    attack(quick, ada.person, seed=t.IMPORTED)
+    assert following(rev)["phase"] == "none"
+
+
 def test_only_finished_conversations_that_may_be_read_are_offered(site):
     ada, rev = site.visitor(), reviewer(site)
     attack(site, ada.person, stopped=True, success=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from truing.collect.backup import backup, check_backup
 from truing.collect.backup import restore as read_backup
 from truing.collect.erasing import TOMBSTONE, erase, trained_on
 from truing.collect.exports import Wanted, make_export
-from truing.collect.store import Refused, Store, lock_conversation, new_id, now, set_setting
+from truing.collect.store import Refused, Store, lock_conversation, new_id, note, now, set_setting
 from truing.data.comparisons import load_comparisons
 from truing.data.files import DataError
 from truing.runs import Run
@@ -118,7 +119,7 @@ def test_a_damaged_backup_fills_nothing(sqlite_store: Store, tmp_path: Path):
             read_backup(other, file)
         assert migrate.revision(other) is None
     file.write_bytes(whole)
-    assert check_backup(file) == migrate.newest()
+    assert check_backup(file)["revision"] == migrate.newest()
 
 
 def test_a_backup_while_others_write_is_one_state(sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -140,6 +141,34 @@ def test_a_backup_while_others_write_is_one_state(sqlite_store: Store, tmp_path:
         rest = [json.loads(line) for line in lines]
     assert json.loads(first)["revision"] == real()
     assert counts["person"] == 2 == len([r for r in rest if r[0] == "person"])
+
+
+def test_columns_are_restored_by_their_names(store: Store, tmp_path: Path):
+    """A database has its columns in the order in which they were added, which need not be that of the code."""
+    fill(store)
+    before = everything(store)
+    backup(store, tmp_path / "b.gz")
+    lines = [json.loads(line) for line in gzip.open(tmp_path / "b.gz")][:-1]
+    head, rows = lines[0], lines[1:]
+    head["columns"] = {table: names[::-1] for table, names in head["columns"].items()}
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [head, *([r[0], *r[:0:-1]] for r in rows)])
+    end = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "rows": len(rows)}
+    (tmp_path / "turned.gz").write_bytes(gzip.compress((text + json.dumps(end) + "\n").encode()))
+    other = Store(str(tmp_path / "other.db"))
+    read_backup(other, tmp_path / "turned.gz")
+    assert everything(other) == before
+    other.close()
+
+
+def test_stores_and_backups_are_their_owners_alone(tmp_path: Path):
+    store = Store(str(tmp_path / "new.db"))
+    migrate.upgrade(store)
+    with store.write() as db:
+        add_worker(db, "Ada")
+        assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o600"}
+    backup(store, tmp_path / "b.gz")
+    assert oct((tmp_path / "b.gz").stat().st_mode & 0o777) == "0o600"
+    store.close()
 
 
 # ---------------------------------------------------------------- erasing
@@ -228,8 +257,10 @@ def test_erasing_says_what_is_wrong(store: Store):
 
 
 def test_one_persons_data_and_its_erasure(store: Store, tmp_path: Path):
-    fill(store, "canary-8")
+    talk = fill(store, "canary-8")
     with store.write() as db:
+        note(db, None, "sign-in failed", talk.person, address="192.0.2.7")
+        note(db, None, "sign-in failed", new_id(), address="192.0.2.8")
         other = Talk(db, person=add_worker(db, "Bob"))
         other.turn("not hers", [("one", "x"), ("two", "y")])
     file = tmp_path / "ada.json"
@@ -237,6 +268,7 @@ def test_one_persons_data_and_its_erasure(store: Store, tmp_path: Path):
     text = file.read_text()
     data = json.loads(text)
     assert data["person"]["name"] == "Ada" and len(data["message"]) == 7 and len(data["choice"]) == 2
+    assert "192.0.2.7" in text and "192.0.2.8" not in text
     assert "canary-8 plan" in text and "argon2" not in text and "not hers" not in text and "weights" not in text
     with pytest.raises(ValueError, match="--export FILE or --erase"):
         store_verbs.person(configs.StorePerson(db=store.url, name="Ada"))
@@ -244,9 +276,17 @@ def test_one_persons_data_and_its_erasure(store: Store, tmp_path: Path):
         store_verbs.person(configs.StorePerson(db=store.url, name="Eve", erase=True, why="x"))
     store_verbs.person(configs.StorePerson(db=store.url, name="Ada", erase=True, why="asked", runs=str(tmp_path)))
     dumped = repr(everything(store))
+    assert "192.0.2.7" not in dumped and "192.0.2.8" in dumped
     assert "canary-8" not in dumped and "'Ada'" not in dumped and "argon2" not in dumped and "not hers" in dumped
     with pytest.raises(ValueError, match="no person 'Ada'"):
         store_verbs.person(configs.StorePerson(db=store.url, name="Ada", export=str(file)))
+
+
+def test_a_reviewers_data_names_nobody_else(sqlite_store: Store, tmp_path: Path):
+    talk = fill(sqlite_store)
+    store_verbs.person(configs.StorePerson(db=sqlite_store.url, name="Rev", export=str(tmp_path / "rev.json")))
+    text = (tmp_path / "rev.json").read_text()
+    assert len(json.loads(text)["assignment"]) == 1 and "leaving" in json.loads(text) and talk.person not in text
 
 
 def test_the_last_administrator_stays(sqlite_store: Store):

@@ -183,6 +183,19 @@ def finish(db: Connection, person: Person, conversation: str, **answers: Any) ->
     pay.settle_task(db, talk.row.task_id, stopping=not talk.choices)
 
 
+def stop(db: Connection, conversation: str) -> None:
+    """End an open conversation without any answers, and pay what its task has earned. The caller holds its lock."""
+    db.execute(t.ending.insert(), {"conversation_id": conversation, "comment": "", "stopped": True, "at": now()})
+    task = db.execute(sa.select(t.conversation.c.task_id).where(t.conversation.c.id == conversation)).scalar_one()
+    pay.settle_task(db, task, stopping=True)
+
+
+def is_open(db: Connection, conversation: str) -> bool:
+    """Whether a conversation has not ended."""
+    ended = sa.select(t.ending.c.conversation_id).where(t.ending.c.conversation_id == conversation)
+    return db.execute(ended).first() is None
+
+
 def _last(talk: Talk) -> str | None:
     """The message with which the conversation went on."""
     before = talk.choices.get(talk.turn - 1)

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from truing.collect import auth
+from truing.collect import acts, auth
 from truing.collect import tables as t
 from truing.collect.store import Refused, lock_conversation, new_id, note, now, readable, set_setting, setting
 from truing.collect.web import ROLES, Person
@@ -151,6 +151,7 @@ def queue(db: Connection, limit: int = 50) -> list[dict[str, Any]]:
         )
         .join(t.person, t.person.c.id == c.person_id)
         .where(readable(), ~sa.exists().where(s.conversation_id == c.id), ~t.person.c.simulated, turns > 0)
+        .where(c.seed != t.IMPORTED)
         .order_by(sa.desc("flags"), "looked", c.created_at.desc())
         .limit(limit)
     )
@@ -186,8 +187,10 @@ def check(db: Connection, by: Person, conversation: str, verdict: str, comment: 
 
 
 def withdraw(db: Connection, by: Person, conversation: str) -> None:
-    """Hide a conversation from every reader and export, for good."""
+    """Hide a conversation from every reader and export, for good. It stays paid; one that is open ends."""
     lock_conversation(db, conversation)
+    if acts.is_open(db, conversation):
+        acts.stop(db, conversation)
     db.execute(t.withdrawal.insert(), {"id": new_id(), "conversation_id": conversation, "by": by.id, "at": now()})
     note(db, by.id, "withdraw", conversation)
 
@@ -207,10 +210,19 @@ def set_word(db: Connection, by: Person, key: str, value: str | None) -> None:
         missing = [part for part in _slots(SHIPPED[key]) if part not in value]
         if missing:
             raise Refused(f"The text must hold {', '.join(missing)}: numbers and names are put there.")
+        if (parts := SHIPPED[key].count("|") + 1) != value.count("|") + 1 and parts > 1:
+            raise Refused(f"The text has {parts} parts, with | between them.")
+    _edit_alone(db)
     edited = {k: v for k, v in (setting(db, "words") or {}).items() if k != key}
     if value is not None:
         edited[key] = value.replace("\r\n", "\n").strip()
     set_setting(db, "words", edited, by.id)
+
+
+def _edit_alone(db: Connection) -> None:
+    """Settings are read, changed and written whole: two administrators come one after the other."""
+    if db.dialect.name == "postgresql":
+        db.execute(sa.text("LOCK TABLE setting IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def _slots(text: str) -> list[str]:
@@ -230,6 +242,7 @@ def set_rules(db: Connection, by: Person, given: Mapping[str, int]) -> None:
     for name, value in given.items():
         if name not in RULES or not 1 <= value <= 1000:
             raise Refused(f"{name[:40]} is a number from 1 to 1000.")
+    _edit_alone(db)
     set_setting(db, "rules", (setting(db, "rules") or {}) | dict(given), by.id)
 
 
@@ -237,6 +250,7 @@ def set_rate(db: Connection, by: Person, mode: str, how: str, cents: int, curren
     """What a mode is paid (`truing.collect.pay`): by ``task`` or ``time`` (an hour), or ``none``."""
     if mode not in PAID or how not in ("task", "time", "none"):
         raise Refused("Choose a mode, and whether it is paid by the task or by the time.")
+    _edit_alone(db)
     rates = {k: v for k, v in (setting(db, "pay") or {}).items() if k != mode}
     if how != "none":
         currency = currency.strip().upper()

@@ -35,8 +35,10 @@ def arms_page(request: Request, person: Researcher) -> Response:
     """Arms with their settings, weights and counts."""
     with house_of(request).store.read() as db:
         found, counts = arms.arms(db), numbers.arm_counts(db)
+    desk = house_of(request).desk
+    problems = dict(desk.problems) if desk is not None else {}
     told = [(arm, {k: v for k, v in arm.spec.to_json().items() if v not in (None, "")}) for arm in found]
-    return show(request, person, "admin_arms.html", arms=told, counts=counts, modes=arms.MODES)
+    return show(request, person, "admin_arms.html", arms=told, counts=counts, modes=arms.MODES, problems=problems)
 
 
 @router.post("/admin/arms")

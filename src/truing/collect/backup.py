@@ -38,7 +38,7 @@ def backup(store: Store, target: Path) -> tuple[Counter[str], str]:
     part = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     counts: Counter[str] = Counter()
     try:
-        with open(part, "wb") as raw:
+        with open(part, "wb", opener=_private) as raw:
             with store.read() as db, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
                 hashed = hashlib.sha256()
                 for line in _lines(db, counts):
@@ -47,7 +47,6 @@ def backup(store: Store, target: Path) -> tuple[Counter[str], str]:
                 file.write(_line({"sha256": hashed.hexdigest(), "rows": counts.total()}))
             raw.flush()
             os.fsync(raw.fileno())
-        os.chmod(part, 0o600)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -58,11 +57,16 @@ def backup(store: Store, target: Path) -> tuple[Counter[str], str]:
     return counts, digest
 
 
+def _private(path: str, flags: int) -> int:
+    """Opens a file that only its owner can read, from its first byte on."""
+    return os.open(path, flags, 0o600)
+
+
 def _lines(db: Connection, counts: Counter[str]) -> Iterator[bytes]:
-    yield _line({"format": FORMAT, "revision": migrate.newest(), "at": now()})
-    for table in t.person.metadata.sorted_tables:
-        if table.name in LEFT_OUT:
-            continue
+    tables = [table for table in t.person.metadata.sorted_tables if table.name not in LEFT_OUT]
+    columns = {table.name: [c.name for c in table.columns] for table in tables}
+    yield _line({"format": FORMAT, "revision": migrate.newest(), "at": now(), "columns": columns})
+    for table in tables:
         key = list(table.primary_key.columns)
         if table.name == "message":  # parents before children
             key = [table.c.conversation_id, table.c.turn, table.c.role.desc(), table.c.id]  # type: ignore[list-item]
@@ -75,8 +79,11 @@ def _line(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
-def check_backup(file: Path) -> str:
-    """The revision of a backup that is whole. Raises ValueError if it is cut short, changed or none."""
+def check_backup(file: Path) -> dict[str, Any]:
+    """The head of a backup that is whole: its ``revision``, and the ``columns`` of each table.
+
+    Raises ValueError if it is cut short, changed or none.
+    """
     hashed, head, last = hashlib.sha256(), None, b""
     try:
         with gzip.open(file, "rb") as lines:
@@ -90,7 +97,7 @@ def check_backup(file: Path) -> str:
         raise ValueError(f"{file} is damaged or no backup: it cannot be read to its end. Take another copy.") from None
     if not isinstance(end, dict) or end.get("sha256") != hashed.hexdigest():
         raise ValueError(f"{file} was changed or cut short: its hash is not the one in its last line.")
-    return str(head["revision"])
+    return head
 
 
 def restore(store: Store, file: Path) -> Counter[str]:
@@ -99,7 +106,8 @@ def restore(store: Store, file: Path) -> Counter[str]:
     Everything happens in one transaction. Raises ValueError if the backup is damaged, of a newer truing, or the
     database is not empty.
     """
-    revision = check_backup(file)
+    head = check_backup(file)
+    revision, named = str(head["revision"]), head.get("columns", {})
     if migrate.revision(store) is not None:
         with store.read() as db:
             if db.execute(sa.select(t.person.c.id).limit(1)).first() is not None:
@@ -113,7 +121,7 @@ def restore(store: Store, file: Path) -> Counter[str]:
             known.reflect(db)
             for name, rows in _bunches(file):
                 table = known.tables[name]
-                columns = [c.name for c in table.columns]
+                columns = named.get(name) or [c.name for c in table.columns]
                 db.execute(table.insert(), [dict(zip(columns, row, strict=True)) for row in rows])
                 counts[name] += len(rows)
             _set_serials(db, known)

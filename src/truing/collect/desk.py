@@ -30,8 +30,8 @@ from truing.collect.arms import MODES, ArmSpec, draw_sides, reply_seed, spec_of,
 from truing.collect.bell import Bell
 from truing.collect.lanes import Lane
 from truing.collect.replies import Ask, CannotLoad, Models
-from truing.collect.store import Store, is_withdrawn, now
-from truing.collect.work import Work, kept, own_replies, reason, slowest, write_replies
+from truing.collect.store import Store, now
+from truing.collect.work import Work, kept, of_no_use, own_replies, reason, slowest, write_replies
 
 MOST_DEATHS = 3
 """How many processes may die over one job before it is given up: it may be what kills them."""
@@ -173,8 +173,8 @@ class Desk:
         over: list[str] = []
         with self.store.write() as db:
             for row in db.execute(_FREE, {"at": at, "most": self.most - len(self._works)}).all():
-                if is_withdrawn(db, row.conversation_id):
-                    _fail(db, row.id, "withdrawn")
+                if why := of_no_use(db, row.conversation_id):
+                    _fail(db, row.id, why)
                 elif row.state == "running" and row.tries >= MOST_DEATHS:
                     _fail(db, row.id, f"{row.tries} processes died over it")
                     over.append(row.conversation_id)
@@ -184,14 +184,31 @@ class Desk:
                     taken.append(row)
         for conversation in over:
             self.bell.ring(conversation)
+        begun: list[Work] = []
+        broken: list[tuple[Row[Any], str]] = []
         with self.store.read() as db:  # after the write, which keeps all others from writing
-            begun = [self._begin(db, row) for row in taken]
+            for row in taken:
+                try:
+                    begun.append(self._begin(db, row))
+                except (KeyError, TypeError, ValueError) as error:  # it must not stand in the way of all others
+                    broken.append((row, reason(error)))
+        self._give_up(broken)
         for work in begun:
             self._works[work.id] = work
             if work.streams:
                 with self._lock:
                     self._partials[work.conversation] = Partial(work.turn, [""] * len(work.sides))
             self._put(work, work.asks)
+
+    def _give_up(self, jobs: Sequence[tuple[Row[Any], str]]) -> None:
+        """Fail jobs that cannot be begun, as those of an arm of a newer truing."""
+        if not jobs:
+            return
+        with self.store.write() as db:
+            for row, why in jobs:
+                _fail(db, row.id, why)
+        for row, _ in jobs:
+            self.bell.ring(row.conversation_id)
 
     @property
     def _lease_us(self) -> int:
@@ -306,8 +323,8 @@ class Desk:
             for work in sorted(works, key=lambda w: w.conversation):
                 db.execute(_LOCK, {"conversation": work.conversation})
                 mine = {"job": work.id, "mine": self.owner, "try": work.tries, "done_at": now(), "show_at": None}
-                if work.failed or is_withdrawn(db, work.conversation):
-                    db.execute(_ANSWERED, mine | {"state": "failed", "error": work.failed or "withdrawn"})
+                if why := work.failed or of_no_use(db, work.conversation):
+                    db.execute(_ANSWERED, mine | {"state": "failed", "error": why})
                     continue
                 if work.mode == "redteam":
                     mine["show_at"] = work.created_at + int(self.hold(db) * 1e6)

@@ -17,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from truing.collect import acts
 from truing.collect import tables as t
 from truing.collect.store import Refused, Store, new_id, note, now
 
@@ -49,10 +50,13 @@ def erase(store: Store, conversations: Sequence[str], *, by: str, why: str, runs
 def erase_conversations(db: Connection, conversations: Sequence[str], *, by: str, why: str) -> None:
     """Replace every text of these conversations; what is erased already stays so."""
     ids = list(dict.fromkeys(conversations))
-    there = set(db.execute(sa.select(t.conversation.c.id).where(t.conversation.c.id.in_(ids))).scalars())
+    held = sa.select(t.conversation.c.id).where(t.conversation.c.id.in_(ids)).order_by(t.conversation.c.id)
+    there = set(db.execute(held.with_for_update()).scalars())  # what is being written to them is waited for
     if missing := [id for id in ids if id not in there]:
         raise Refused(f"There is no conversation {missing[0]!r}.")
     for id in ids:
+        if acts.is_open(db, id):
+            acts.stop(db, id)  # it stays paid
         _forget_answers(db, id)
         _replace(db, id)
         row = {"id": new_id(), "conversation_id": id, "by": by, "why": why, "at": now()}
@@ -112,7 +116,18 @@ def pack(store: Store) -> None:
             raw.execute("VACUUM")
             raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         else:
-            for table in (t.message, t.plan, t.ending, t.flag, t.spot_check, t.review, t.candidate, t.once, t.person):
+            for table in (
+                t.message,
+                t.plan,
+                t.ending,
+                t.flag,
+                t.spot_check,
+                t.review,
+                t.candidate,
+                t.once,
+                t.person,
+                t.audit,
+            ):
                 db.exec_driver_sql(f'VACUUM FULL "{table.name}"')
 
 
@@ -183,21 +198,21 @@ def person_data(db: Connection, person: str) -> dict[str, Any]:
     mine = sa.select(t.conversation.c.id).where(t.conversation.c.person_id == person)
     data: dict[str, Any] = {"person": rows(t.person, t.person.c.id == person, "password_hash")[0]}
     for table in (t.consent, t.exclusion, t.pay, t.task, t.survey_offer, t.assignment, t.flag, t.spot_check, t.opinion):
-        data[table.name] = rows(table, table.c.person_id == person)
+        data[table.name] = rows(table, table.c.person_id == person, "author_id")  # of an assignment: somebody else
     data["conversation"] = rows(t.conversation, t.conversation.c.person_id == person, "arms", "weights", "seed")
     for table in (t.message, t.choice, t.plan, t.ending, t.withdrawal):
         data[table.name] = rows(table, table.c.conversation_id.in_(mine))
     assigned = sa.select(t.assignment.c.id).where(t.assignment.c.person_id == person)
-    for table in (t.decision, t.review):
+    for table in (t.decision, t.leaving, t.review):
         data[table.name] = rows(table, table.c.assignment_id.in_(assigned))
-    data["audit"] = rows(t.audit, t.audit.c.person_id == person)
+    data["audit"] = rows(t.audit, sa.or_(t.audit.c.person_id == person, t.audit.c.target == person))
     return data
 
 
 def erase_person(store: Store, person: str, *, by: str, why: str, runs: Path | None = None) -> Erased:
     """Erase all that a person said, their name and their ways in. Raises Refused for the last administrator."""
     with store.write() as db:
-        row = db.execute(sa.select(t.person).where(t.person.c.id == person)).one()
+        row = db.execute(sa.select(t.person).where(t.person.c.id == person).with_for_update()).one()
         others = sa.select(t.person.c.id).where(t.person.c.role == "admin", ~t.person.c.disabled)
         if row.role == "admin" and not row.disabled and len(db.execute(others).all()) < 2:
             raise Refused("This is the last administrator. Make somebody else one first.")
@@ -221,6 +236,8 @@ def erase_person(store: Store, person: str, *, by: str, why: str, runs: Path | N
             "modes": [],
         }
         db.execute(t.person.update().where(t.person.c.id == person).values(**gone))
+        tried = sa.and_(t.audit.c.target == person, t.audit.c.action == "sign-in failed")
+        db.execute(t.audit.update().where(tried).values(details={}))  # from where: addresses
         note(db, None, "erase person", person, by=by)
     pack(store)
     found = Erased(len(ids), [(kind, sha) for kind, sha, _ in hashes])

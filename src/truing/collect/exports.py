@@ -138,15 +138,16 @@ def record_export(db: Connection, person: str | None, made: Made) -> str:
 
     Raises Conflict if a conversation in it was withdrawn or erased since it was written: it must not leave, then.
     """
-    for bunch in _bunches(made.conversations):
-        query = sa.select(sa.func.count()).select_from(t.conversation).where(t.conversation.c.id.in_(bunch), readable())
-        if db.execute(query).scalar_one() != len(bunch):
-            raise Conflict("A conversation in this export was withdrawn a moment ago. Export again, without it.")
     export = new_id()
     row = {"id": export, "person_id": person, "kind": made.wanted.kind, "rows": made.counts["rows"]}
     db.execute(t.export.insert(), row | {"sha256": made.sha256, "at": now()})
     for bunch in _bunches(made.conversations):
         db.execute(t.exported.insert(), [{"export_id": export, "conversation_id": id} for id in bunch])
+    # Only now: the rows above wait for an erasure that is under way, and one that comes after finds them.
+    for bunch in _bunches(made.conversations):
+        query = sa.select(sa.func.count()).select_from(t.conversation).where(t.conversation.c.id.in_(bunch), readable())
+        if db.execute(query).scalar_one() != len(bunch):
+            raise Conflict("A conversation in this export was withdrawn a moment ago. Export again, without it.")
     hashes = {"sha256": made.sha256, "plain_sha256": made.plain_sha256}
     note(db, person, "export", export, **asdict(made.wanted), **hashes, counts=dict(made.counts))
     return export
@@ -163,7 +164,9 @@ def _rows(db: Connection, wanted: Wanted, counts: Counter[str], used: dict[str, 
     arms = {row.id: row for row in db.execute(sa.select(t.arm))}
     masks = _Masks(members=_members(db))
     for story in stories(db, MODES[wanted.kind], wanted.people):
-        if not wanted.unfinished and story.status != "done":
+        if wanted.kind == "attempts" and story.row.seed == t.IMPORTED:
+            counts["imported"] += 1  # comparisons, which nobody rated as attacks
+        elif not wanted.unfinished and story.status != "done":
             counts[story.status] += 1
         elif in_part(story.first_words, wanted):
             for row in _rows_of(story, arms, wanted, masks, counts):

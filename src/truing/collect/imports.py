@@ -104,7 +104,7 @@ class _Put:
             "mode": mode,
         }
         drawn = arms[:1] if mode == "redteam" else []
-        conversation |= {"seed": 0, "arms": drawn, "weights": {}, "created_at": now()}
+        conversation |= {"seed": t.IMPORTED, "arms": drawn, "weights": {}, "created_at": now()}
         self.db.execute(t.conversation.insert(), conversation)
         self._turns(str(conversation["id"]), c, replies, arms)
         row = {"conversation_id": conversation["id"], "comment": "", "stopped": False, "at": now()}

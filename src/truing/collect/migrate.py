@@ -5,6 +5,7 @@ A store at each of them is kept in tests/collect/fixtures; tests/collect/revisio
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -53,6 +54,9 @@ def check(store: Store) -> None:
 
 
 def _run(store: Store, act: object) -> None:
+    if store.file is not None and not store.file.exists():
+        with contextlib.suppress(OSError):  # SQLite says it better
+            store.file.touch(mode=0o600)  # its owner's alone; what SQLite puts beside it follows it
     with store.write() as db:
         if not store.sqlite:
             db.execute(sa.text("SELECT pg_advisory_xact_lock(7284511)"))

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 from truing.collect import tables as t
 from truing.collect.kappas import agreement
 from truing.collect.store import now, readable
+from truing.collect.work import NO_USE
 from truing.stats import Interval, mean_interval
 
 DAY = 24 * 3600 * 1_000_000
@@ -69,16 +70,19 @@ def live(db: Connection) -> dict[str, int]:
         "choices": _count(db, t.choice.c.at > at - DAY, of=t.choice),
         "waiting": _count(db, j.state == "waiting", of=t.job),
         "running": _count(db, j.state == "running", of=t.job),
-        "failed": _count(db, j.state == "failed", j.done_at > at - DAY, of=t.job),
+        "failed": _count(
+            db, j.state == "failed", sa.func.coalesce(j.error, "").not_in(NO_USE), j.done_at > at - DAY, of=t.job
+        ),
         "oldest": 0 if oldest is None else max(0, (at - oldest) // 1_000_000),
         "flags": _count(db, t.flag.c.at > at - DAY, of=t.flag),
     }
 
 
 def progress(db: Connection) -> list[dict[str, Any]]:
-    """For each mode: conversations begun, done, stopped, withdrawn, and choices. Simulated people are left out."""
+    """For each mode: conversations begun, done, stopped, withdrawn, and choices. Simulated people are left out, and
+    what was imported."""
     c, out = t.conversation.c, []
-    real = sa.and_(t.person.c.id == c.person_id, ~t.person.c.simulated)
+    real = sa.and_(t.person.c.id == c.person_id, ~t.person.c.simulated, c.seed != t.IMPORTED)
     for mode in MODES:
         mine = t.conversation.join(t.person, real)
 
@@ -94,11 +98,13 @@ def progress(db: Connection) -> list[dict[str, Any]]:
 
 
 def choices_by_day(db: Connection, days: int = 14) -> list[tuple[str, int]]:
-    """(day, choices), the oldest first, by days of 24 hours up to now."""
+    """(day, choices), the oldest first, by days of 24 hours up to now; none that were imported."""
     at = now()
     day = (at - t.choice.c.at) / DAY
     whole = sa.cast(sa.func.floor(day), sa.Integer) if db.dialect.name == "postgresql" else sa.cast(day, sa.Integer)
-    rows = db.execute(sa.select(whole, sa.func.count()).where(t.choice.c.at > at - days * DAY).group_by(whole))
+    query = sa.select(whole, sa.func.count()).select_from(t.choice.join(t.conversation))
+    query = query.where(t.choice.c.at > at - days * DAY, t.conversation.c.seed != t.IMPORTED)
+    rows = db.execute(query.group_by(whole))
     found = {int(ago): int(n) for ago, n in rows}
     return [("today" if ago == 0 else f"{ago} d ago", found.get(ago, 0)) for ago in reversed(range(days))]
 
@@ -113,7 +119,7 @@ def side_balance(db: Connection, mode: str) -> Interval:
             .join(t.candidate, d.message_id == t.choice.c.chosen_id)
             .join(t.person, t.person.c.id == c.person_id)
         )
-        .where(c.mode == mode, ~t.person.c.simulated, c.seed != 0)  # imports were shown somewhere else
+        .where(c.mode == mode, ~t.person.c.simulated, c.seed != t.IMPORTED)  # those were shown somewhere else
     )
     rows = [row for row in db.execute(query) if row.side in (0, 1)]
     return mean_interval([float(r.side == 0) for r in rows], [r.person_id for r in rows], unit="share", n_boot=1000)
@@ -141,7 +147,7 @@ def choice_times(db: Connection) -> list[dict[str, Any]]:
 
 
 def shares(db: Connection) -> tuple[int, int, list[tuple[str, int]]]:
-    """(people who made 80% of the choices, people with choices, the busiest ten as (name, choices))."""
+    """(people who made 80% of the choices here, people with choices, the busiest ten as (name, choices))."""
     c, p = t.conversation.c, t.person.c
     count = sa.func.count()
     query = (
@@ -149,6 +155,7 @@ def shares(db: Connection) -> tuple[int, int, list[tuple[str, int]]]:
         .select_from(
             t.choice.join(t.conversation, c.id == t.choice.c.conversation_id).join(t.person, p.id == c.person_id)
         )
+        .where(c.seed != t.IMPORTED)
         .group_by(p.id, p.name)
         .order_by(count.desc(), p.name)
     )

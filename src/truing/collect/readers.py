@@ -22,6 +22,9 @@ from truing.collect.store import Conflict, Refused, new_id, now, readable, set_s
 from truing.collect.web import Forbidden, Gone, Person
 
 STALE = "This review is closed already. Reload the page to go on."
+LATE = (
+    "This was open for more than a day, and others have read it meanwhile. Your time counts; please take another one."
+)
 SAMPLE = "review_sample"
 Phase = Literal["preview", "read", "reviewed", "skipped"]
 
@@ -96,11 +99,12 @@ def allowed(db: Connection, person: Person) -> None:
 
 
 def _reviewable(query: sa.Select[Any]) -> sa.Select[Any]:
-    """Finished red-team conversations with at least one choice, which may be read."""
+    """Finished red-team conversations with at least one choice, which may be read; none that were imported, which
+    nobody described."""
     c = t.conversation.c
     return (
         query.join(t.ending, t.ending.c.conversation_id == c.id)
-        .where(c.mode == "redteam", ~t.ending.c.stopped, readable())
+        .where(c.mode == "redteam", c.seed != t.IMPORTED, ~t.ending.c.stopped, readable())
         .where(sa.exists().where(t.choice.c.conversation_id == c.id))
     )
 
@@ -213,6 +217,7 @@ def proceed(db: Connection, person: Person, assignment: str) -> None:
     row = _held(db, person, assignment)
     if row.phase not in ("preview", "read"):
         raise Conflict(STALE)
+    _has_place(db, row)
     if row.phase == "preview":
         db.execute(t.decision.insert(), {"assignment_id": assignment, "proceed": True, "at": now()})
 
@@ -231,8 +236,10 @@ def submit(
 ) -> None:
     """The reviewer's answers. Raises Conflict if the transcript was not opened, or the offer is closed."""
     allowed(db, person)
-    if _held(db, person, assignment).phase != "read":
+    held = _held(db, person, assignment)
+    if held.phase != "read":
         raise Conflict(STALE)
+    _has_place(db, held)
     row = {"assignment_id": assignment, "rating": rating, "intent": intent, "tags": tags.checked(db, about, least=1)}
     db.execute(t.review.insert(), row | {"comment": turns.clean(comment).strip(), "at": now()})
     pay.settle_reviews(db, person.id)
@@ -258,6 +265,16 @@ def _held(db: Connection, person: Person, assignment: str) -> Row[Any]:
     """An offer of this reviewer, its row held until the transaction ends."""
     db.execute(sa.select(t.assignment.c.id).where(t.assignment.c.id == assignment).with_for_update())
     return mine(db, person, assignment)
+
+
+def _has_place(db: Connection, row: Row[Any]) -> None:
+    """Raise Conflict if an offer has stood for more than a day and as many as are wanted read in its place."""
+    a = t.assignment
+    if db.execute(sa.select(a.c.id).where(a.c.id == row.id, _live(a))).first() is not None:
+        return
+    db.execute(sa.select(t.conversation.c.id).where(t.conversation.c.id == row.conversation_id).with_for_update())
+    if _readers(db, row.conversation_id) >= Rules.of(db).reviewers:
+        raise Conflict(LATE)
 
 
 def description(db: Connection, conversation: str) -> str:

@@ -26,7 +26,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.engine import Connection
 
-from truing.collect import pay, surveys, tags, turns
+from truing.collect import acts, surveys, tags, turns
 from truing.collect import tables as t
 from truing.collect.acts import STALE
 from truing.collect.chat import Id, Text, act, room_page
@@ -82,14 +82,13 @@ def stop(db: Connection, person: Person, conversation: str) -> None:
     talk = _locked(db, person, conversation)
     if talk.row.withdrawn or talk.row.ended:
         return
-    _end(db, conversation)
-    pay.settle_task(db, talk.row.task_id, stopping=True)
+    acts.stop(db, conversation)
 
 
 def flag(db: Connection, person: Person, conversation: str, why: str, key: str | None) -> None:
     """Report a problem. Raises Refused if the reply it is about is not on offer."""
     talk = _locked(db, person, conversation)
-    if talk.row.withdrawn:
+    if talk.phase() == "withdrawn":  # or erased: nothing more is said in it
         raise Refused("There is no such conversation.")
     about = talk.candidates().get(key) if key and talk.phase() in ("choose", "rank") else None
     if key and about is None:
@@ -104,8 +103,7 @@ def withdraw(db: Connection, person: Person, conversation: str) -> None:
     if talk.row.withdrawn:
         return
     if not talk.row.ended:
-        _end(db, conversation)
-        pay.settle_task(db, talk.row.task_id, stopping=True)
+        acts.stop(db, conversation)
     db.execute(t.withdrawal.insert(), {"id": new_id(), "conversation_id": conversation, "by": person.id, "at": now()})
     note(db, person.id, "withdrawn", conversation)
 
@@ -116,10 +114,6 @@ def _locked(db: Connection, person: Person, conversation: str) -> Talk:
     if not is_withdrawn(db, conversation):
         lock_conversation(db, conversation)
     return mine(db, person, conversation)
-
-
-def _end(db: Connection, conversation: str) -> None:
-    db.execute(t.ending.insert(), {"conversation_id": conversation, "comment": "", "stopped": True, "at": now()})
 
 
 # ---------------------------------------------------------------- the API

@@ -48,7 +48,9 @@ def restore(config: StoreRestore) -> Result:
         if not file.is_file():
             raise FileNotFoundError(f"There is no file {file}.")
         if config.dry_run:
-            return {"lines": [f"{file} is whole, of revision {check_backup(file)}. Would fill {store.shown}."]}
+            return {
+                "lines": [f"{file} is whole, of revision {check_backup(file)['revision']}. Would fill {store.shown}."]
+            }
         return {"numbers": _numbers(read_backup(store, file)), "lines": [f"{file} → {store.shown}"]}
 
 

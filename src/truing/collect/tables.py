@@ -174,6 +174,8 @@ conversation = Table(
 )
 """``arms``: ids of those drawn for the whole conversation (red team: one), empty where each turn draws its own.
 ``weights``: id → weight at the draw, so that it can be replayed from ``seed``."""
+IMPORTED = 0
+"""The ``seed`` of conversations that were made elsewhere: nothing of them was drawn here."""
 
 message = Table(
     "message",

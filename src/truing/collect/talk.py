@@ -27,7 +27,7 @@ from truing.collect.care import beside
 from truing.collect.consents import has_consented
 from truing.collect.rules import Rules
 from truing.collect.store import Refused, now
-from truing.collect.web import Gone, Person
+from truing.collect.web import Forbidden, Gone, Person
 from truing.collect.words import words
 
 if TYPE_CHECKING:
@@ -161,12 +161,17 @@ def mine(db: Connection, person: Person, conversation: str) -> Talk:
 
 
 def held(db: Connection, person: Person, conversation: str) -> Talk:
-    """A conversation to write to: locked until the transaction ends. Raises Gone, Refused (withdrawn, no consent)."""
+    """A conversation to write to: locked until the transaction ends.
+
+    Raises Gone, Forbidden if its mode was taken from the person meanwhile, Refused (withdrawn, no consent).
+    """
     if db.execute(_HOLD, {"conversation": conversation}).scalar() != person.id:
         raise Gone(NOT_THERE)
     talk = mine(db, person, conversation)
     if talk.phase() == "withdrawn":
         raise Refused(NOT_THERE)
+    if not person.may(talk.row.mode):
+        raise Forbidden("This room is not open to you. The administrator can change that.")
     if not has_consented(db, person, talk.row.mode):
         raise Refused("The instructions have changed. Please read and accept them first.")
     return talk

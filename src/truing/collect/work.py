@@ -15,7 +15,7 @@ from truing.collect import tables as t
 from truing.collect import turns
 from truing.collect.arms import ArmSpec, weights
 from truing.collect.replies import Ask, CannotLoad
-from truing.collect.store import new_id, now
+from truing.collect.store import is_withdrawn, new_id, now
 
 HOLD_MOST, HOLD_LEAST, HOLD_WINDOW = 200, 20, 30 * 60.0
 """An arm's running 95th percentile is that of its jobs of this many last seconds, at most and at least so many jobs.
@@ -23,6 +23,8 @@ HOLD_MOST, HOLD_LEAST, HOLD_WINDOW = 200, 20, 30 * 60.0
 Without the window a rush, when many people began at once, would slow down all the quiet days after it; without the
 least number it would be known from too few jobs."""
 LONGEST_HOLD = 120.0
+NO_USE = ("withdrawn", "ended")
+"""Errors of jobs that did not fail: their person took the conversation back, or ended it."""
 
 
 @dataclass(eq=False)
@@ -116,6 +118,16 @@ def own_replies(db: Connection, conversation: str, turn: int) -> int:
 def reason(error: Exception) -> str:
     """Why a job failed, for the administrator: never what a model or a person said, which some errors quote."""
     return str(error) if isinstance(error, CannotLoad) else type(error).__name__
+
+
+_ENDED = sa.select(t.ending.c.conversation_id).where(t.ending.c.conversation_id == sa.bindparam("conversation"))
+
+
+def of_no_use(db: Connection, conversation: str) -> str:
+    """Why nobody waits for replies to a conversation any more: one of `NO_USE`, "" if somebody does."""
+    if is_withdrawn(db, conversation):
+        return "withdrawn"
+    return "ended" if db.execute(_ENDED, {"conversation": conversation}).first() is not None else ""
 
 
 def slowest(db: Connection, first: float) -> float:

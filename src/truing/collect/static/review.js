@@ -117,7 +117,7 @@ function read(found) {
       const veil = veiled(`${found.id} ${place} ${who}`, text.trim() ? text : word("talk.empty"), words);
       veils.push(veil);
       turns.append(el("article", { class: who === "you" ? "turn human" : "turn reply" },
-        el("h2", { class: "who" }, who === "you" ? "Human" : word("talk.assistant")), veil.node));
+        el("h2", { class: "who" }, word(who === "you" ? "review.human" : "talk.assistant")), veil.node));
     }
   }
   const all = () => { for (const veil of veils) veil.uncover(); };

@@ -94,6 +94,7 @@ ENGLISH = {
     "admin.shown": "shown",
     "admin.clicked": "clicked",
     "admin.spec": "Settings",
+    "admin.arm_problem": "It cannot answer at the moment.",
     "admin.arm_about": "A model's settings never change: another setting is another name, so that what was collected "
     "stays true.",
     "admin.checks_about": "Flagged conversations first, then people of whom the fewest were read. Read how somebody "
