@@ -345,6 +345,7 @@ def test_other_modes_can_be_withdrawn_too(quick):
     ada.talk(["Hello"])
     assert ada.act("withdraw", {})["phase"] == "withdrawn"
     assert ada.begin("helpful")["phase"] == "write"
+    assert all('href="/mine"' in ada.client.get(path).text for path in ("/chat", "/rank", "/redteam"))
 
 
 # ---------------------------------------------------------------- exposure
