@@ -246,6 +246,21 @@ def test_erased_words_are_not_left_in_free_pages(sqlite_store: Store, monkeypatc
     store.close()
 
 
+def test_an_erasure_says_if_words_may_be_left_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Somebody who reads keeps what they see; that ends with them, and the next erasure packs."""
+    monkeypatch.setattr("truing.collect.store.BUSY_SECONDS", 0.2)
+    store = Store(str(tmp_path / "truing.db"))
+    migrate.upgrade(store)
+    talk = fill(store, "canary-10")
+    options: Any = configs.StoreErase(db=store.url, conversations=[talk.id], why="x", runs=str(tmp_path))
+    with store.read() as db:
+        db.execute(sa.select(t.message)).all()
+        assert "free pages" in str(store_verbs.erase(options)["lines"])
+    assert "free pages" not in str(store_verbs.erase(options)["lines"])
+    store.close()
+    assert b"canary-10" not in b"".join(path.read_bytes() for path in tmp_path.glob("truing.db*"))
+
+
 def test_erasing_says_what_is_wrong(store: Store):
     options: dict[str, Any] = {"db": store.url, "conversations": ["none"]}
     with pytest.raises(ValueError, match="reason with --why"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,13 @@ TOMBSTONE = "[erased]"
 @dataclass
 class Erased:
     """What an erasure did. ``files``: (kind, SHA-256) of exports that hold the conversations; ``runs`` were trained
-    on those, ``after`` on what those runs made."""
+    on those, ``after`` on what those runs made. ``packed``: nothing of the words is left in the database's files."""
 
     conversations: int = 0
     files: list[tuple[str, str]] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
     after: list[Path] = field(default_factory=list)
+    packed: bool = True
 
 
 def erase(store: Store, conversations: Sequence[str], *, by: str, why: str, runs: Path | None = None) -> Erased:
@@ -40,8 +42,8 @@ def erase(store: Store, conversations: Sequence[str], *, by: str, why: str, runs
     with store.write() as db:
         erase_conversations(db, conversations, by=by, why=why)
         hashes = _exports(db, conversations)
-    pack(store)
-    found = Erased(len(set(conversations)), [(kind, sha) for kind, sha, _ in hashes])
+    packed = pack(store)
+    found = Erased(len(set(conversations)), [(kind, sha) for kind, sha, _ in hashes], packed=packed)
     if runs is not None:
         found.runs, found.after = trained_on({h for _, *both in hashes for h in both}, runs)
     return found
@@ -106,15 +108,18 @@ def _texts(value: Any) -> Iterable[str]:
             yield from _texts(part)
 
 
-def pack(store: Store) -> None:
-    """Leave nothing of replaced rows in the database's files."""
+def pack(store: Store) -> bool:
+    """Leave nothing of replaced rows in the database's files; False if others used it, so that something is left."""
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as db:
         if store.sqlite:
             raw = db.connection.driver_connection
             assert raw is not None
-            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            raw.execute("VACUUM")
-            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                raw.execute("VACUUM")
+            except sqlite3.OperationalError:
+                return False
+            busy, *_ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
         else:
             for table in (
                 t.message,
@@ -129,6 +134,7 @@ def pack(store: Store) -> None:
                 t.audit,
             ):
                 db.exec_driver_sql(f'VACUUM FULL "{table.name}"')
+    return True
 
 
 # ---------------------------------------------------------------- what was made of it
@@ -239,8 +245,8 @@ def erase_person(store: Store, person: str, *, by: str, why: str, runs: Path | N
         tried = sa.and_(t.audit.c.target == person, t.audit.c.action == "sign-in failed")
         db.execute(t.audit.update().where(tried).values(details={}))  # from where: addresses
         note(db, None, "erase person", person, by=by)
-    pack(store)
-    found = Erased(len(ids), [(kind, sha) for kind, sha, _ in hashes])
+    packed = pack(store)
+    found = Erased(len(ids), [(kind, sha) for kind, sha, _ in hashes], packed=packed)
     if runs is not None:
         found.runs, found.after = trained_on({h for _, *both in hashes for h in both}, runs)
     return found

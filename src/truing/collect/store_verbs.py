@@ -142,6 +142,8 @@ def person(config: StorePerson) -> Result:
 
 def _told(done: Erased) -> Result:
     lines = [f"Erased the words of {done.conversations} conversations.", "Backups made before still hold them."]
+    if not done.packed:
+        lines.append("Others used the database, so words may be left in its free pages: stop the app and erase again.")
     lines += [f"The export {sha256} ({kind}) holds them: delete every copy." for kind, sha256 in done.files]
     lines += [f"{path} was trained on such a file." for path in done.runs]
     lines += [f"{path} used what those runs made." for path in done.after]
