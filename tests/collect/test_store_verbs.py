@@ -369,6 +369,16 @@ def test_another_tools_export_and_a_new_store(tmp_path: Path):
     assert [(c.chosen, c.rejected) for c in found] == [("a", "b")]  # b was picked as the more harmful one
 
 
+def test_what_comes_in_is_not_laid_to_somebody_of_that_name(sqlite_store: Store, tmp_path: Path):
+    with sqlite_store.write() as db:
+        ann = add_worker(db, "file ann", password_hash="$argon2id$x")
+    (tmp_path / "x.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b", "worker": "ann"}\n')
+    store_verbs.import_(configs.StoreImport(db=sqlite_store.url, file=str(tmp_path / "x.jsonl")))
+    with sqlite_store.read() as db:
+        (owner,) = db.execute(sa.select(t.conversation.c.person_id)).scalars()
+        assert owner != ann and len(db.execute(sa.select(t.person)).all()) == 2
+
+
 def test_nothing_is_half_imported(sqlite_store: Store, tmp_path: Path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": "q", "chosen": 3}\n')
     with pytest.raises(DataError):

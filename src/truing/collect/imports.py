@@ -146,8 +146,11 @@ class _Put:
 
     def _person(self, worker: str) -> str:
         if worker not in self.people:
-            name = f"{self.source} {worker or 'unknown'}"[:80]
-            known = self.db.execute(sa.select(t.person.c.id).where(t.person.c.name == name)).first()
+            p, name = t.person.c, f"{self.source} {worker or 'unknown'}"[:80]
+            row_of = sa.select(p.id, p.password_hash).where(p.name == name)
+            known = self.db.execute(row_of).first()
+            if known is not None and known.password_hash is not None:  # somebody of that name is here: not the same
+                known, name = None, f"{name[:60]} {new_id()[:12]}"
             self.people[worker] = str(known.id) if known else new_id()
             if not known:
                 row: dict[str, Any] = {"id": self.people[worker], "name": name, "role": "worker", "modes": []}
